@@ -1,0 +1,101 @@
+"""What an attack is given and what it gives back. Nothing true about the client passes here but the update."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from overheard.errors import InputError
+from overheard.federation.update import ClientUpdate
+from overheard.storage import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the attacker is declared to know beforehand; a report states it beside every result.
+
+    Attributes:
+        transcripts: what was said, one text for each utterance.
+        num_frames: input frames of each utterance.
+    """
+
+    transcripts: tuple[str, ...] | None = None
+    num_frames: tuple[int, ...] | None = None
+
+    def declared(self) -> dict[str, Any]:
+        """The parts that are known, by name."""
+        known = {"transcripts": self.transcripts, "num_frames": self.num_frames}
+        return {name: list(value) for name, value in known.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that an attacker may see.
+
+    Attributes:
+        model: the public model, with the weights that the client started from.
+        update: what the client shared.
+        prior: declared prior knowledge.
+        public_speech: features (T_i, F) of speech the attacker owns, by speakers other than the client's.
+    """
+
+    model: nn.Module
+    update: ClientUpdate
+    prior: Prior = Prior()
+    public_speech: tuple[Float[Tensor, "_ F"], ...] = ()
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attack brought back.
+
+    Attributes:
+        attack: the name of the attack that did it.
+        features: (T_i, F) for each utterance that came back; fewer than N, or none, where it failed.
+        transcripts: text of each utterance in `features`; None where it was not recovered.
+        certified: the update, re-simulated from the reconstruction, equals the observed one; None where not tried.
+        unique: the solver's own test says that no other features fit; None where it has no such test.
+        reason: why nothing, or only a part, came back; None when all did.
+        settings: the attack's configuration.
+        diagnostics: what the attack measured on its way; JSON values.
+        seconds: wall time.
+        peak_mb: memory above that at the start, in MB; None where the system does not tell.
+    """
+
+    attack: str
+    features: tuple[Float[Tensor, "_ F"], ...] = ()
+    transcripts: tuple[str | None, ...] = ()
+    certified: bool | None = None
+    unique: bool | None = None
+    reason: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_mb: float | None = None
+
+    def save(self, path: Path) -> None:
+        """Write features as tensors, all else as JSON."""
+        tensors = {f"features.{index}": matrix for index, matrix in enumerate(self.features)}
+        plain = {name: value for name, value in vars(self).items() if name != "features"}
+        write_tensors(path, tensors, {"reconstruction": plain})
+
+
+def load_reconstruction(path: Path) -> Reconstruction:
+    """Read what `Reconstruction.save` wrote.
+
+    Raises:
+        InputError: the file is missing, broken, or no reconstruction.
+    """
+    tensors, metadata = read_tensors(path, "reconstruction")
+    plain = metadata.get("reconstruction")
+    wanted = set(Reconstruction.__dataclass_fields__) - {"features"}
+    if not isinstance(plain, dict) or set(plain) != wanted:
+        raise InputError(str(path), "safetensors that hold no reconstruction", "name a file of overheard attack")
+    names = [f"features.{index}" for index in range(len(tensors))]
+    if set(names) != set(tensors) or any(tensors[name].ndim != 2 for name in names):
+        raise InputError(str(path), "features that are not matrices (T, F)", "run overheard attack again")
+    features = tuple(tensors[name].to(torch.float64) for name in names)
+    return Reconstruction(features=features, **{**plain, "transcripts": tuple(plain["transcripts"])})

@@ -1,0 +1,154 @@
+"""Rank scan: the cheapest figure of risk, for any `nn.Module`.
+
+A layer that maps z_p = W u_p + b at P positions shares dW = sum_p g_p u_p^T, so the row space of [dW | db] lies in the
+span of its inputs [u_p, 1], and where P < min(out, in + 1) its numerical rank is P: the update then gives away the
+span of everything the layer was shown, and how much that was (Fowl et al. 2022 and Dimitrov et al. 2024 use the same
+fact for images and text).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from overheard.attacks.observation import Observation
+from overheard.federation.update import ClientUpdate
+
+Verdict = Literal["span exposed", "saturated", "no clear rank"]
+
+FIRST_SKETCH = 512
+"""Width of the first random sketch: ranks below it, utterances up to 10 s, need no larger decomposition."""
+
+
+@dataclass(frozen=True)
+class NumericalRank:
+    """Where a spectrum falls off.
+
+    Attributes:
+        rank: singular values above the fall; the smaller dimension when there is none.
+        margin: the ratio of the values on either side of the fall; 1 when there is none.
+        singular_values: largest first.
+    """
+
+    rank: int
+    margin: float
+    singular_values: Float[Tensor, " R"]
+
+
+@dataclass(frozen=True)
+class LayerRank:
+    """One row of the scan.
+
+    Attributes:
+        layer: the module's name.
+        kind: the module's class.
+        rows: outputs of the affine map.
+        columns: its inputs, and one for a bias.
+        rank: of the layer's update.
+        margin: of that decision; see `NumericalRank`.
+        verdict: "span exposed" where rank < both dimensions.
+    """
+
+    layer: str
+    kind: str
+    rows: int
+    columns: int
+    rank: int
+    margin: float
+    verdict: Verdict
+
+
+def numerical_rank(matrix: Float[Tensor, "R C"], precision: float) -> NumericalRank:
+    """The rank at the widest gap of the spectrum among values that rounding could have caused.
+
+    Args:
+        matrix: float64 values of an update.
+        precision: relative rounding of the arithmetic that made it, such as `torch.finfo(torch.float32).eps`.
+    """
+    generator = torch.Generator(matrix.device).manual_seed(0)
+    smaller = min(matrix.shape)
+    width = min(smaller, FIRST_SKETCH)
+    while True:
+        values = torch.linalg.svdvals(_sketch(matrix, width, generator))
+        found = rank_of_spectrum(values, precision)
+        if found.rank < width or width == smaller:
+            return found
+        width = min(smaller, 4 * width)
+
+
+def _sketch(matrix: Float[Tensor, "R C"], width: int, generator: torch.Generator) -> Float[Tensor, "W W"]:
+    """A (width, width) matrix of the same rank, if that is below `width` (Halko et al. 2011, section 4)."""
+    for _ in range(2):
+        if matrix.shape[1] > width:
+            mix = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype, device=matrix.device)
+            matrix = matrix @ mix
+        matrix = matrix.T
+    return matrix
+
+
+def rank_of_spectrum(values: Float[Tensor, " R"], precision: float) -> NumericalRank:
+    """As `numerical_rank`, of singular values in falling order."""
+    if values.numel() == 0 or float(values[0]) == 0.0:
+        return NumericalRank(0, 1.0, values)
+    relative = (values / values[0]).clamp(min=precision**2)
+    # Rounding of sums of R terms grows with sqrt(R); what is above that noise is signal and cannot end the spectrum.
+    noise = precision * max(values.numel(), 2) ** 0.5
+    gaps = relative[:-1] / relative[1:]
+    below = relative[1:] < noise
+    if not bool(below.any()):
+        return NumericalRank(values.numel(), 1.0, values)
+    gaps = torch.where(below, gaps, torch.ones_like(gaps))
+    cut = int(gaps.argmax())
+    return NumericalRank(cut + 1, float(gaps[cut]), values)
+
+
+def layer_matrix(update: ClientUpdate, name: str, module: nn.Module) -> Float[Tensor, "R C"] | None:
+    """[dW | db] of a layer whose inputs the update may expose, float64; None if it has no such weight.
+
+    Linear and convolution weights are taken as one matrix (out, inputs of a window); of a recurrent layer the input
+    weights of all gates and both directions, which see the same inputs.
+    """
+    own = [key for key, _ in module.named_parameters(recurse=False)]
+    prefix = f"{name}." if name else ""
+    weights = [key for key in own if key == "weight" or key.startswith("weight_ih_l0")]
+    shared = [key for key in weights if f"{prefix}{key}" in update.tensors]
+    parameters = dict(module.named_parameters(recurse=False))
+    if not shared or any(parameters[key].ndim < 2 for key in shared):
+        return None
+    blocks = []
+    for key in shared:
+        block = update.gradient(f"{prefix}{key}").flatten(1)
+        bias = f"{prefix}{key.replace('weight', 'bias', 1)}"
+        if bias in update.tensors:
+            block = torch.cat([block, update.gradient(bias)[:, None]], dim=1)
+        blocks.append(block)
+    return torch.cat(blocks)
+
+
+def precision_of(update: ClientUpdate, name: str) -> float:
+    """Relative rounding of the tensors under a module's name."""
+    kinds = [tensor.dtype for key, tensor in update.tensors.items() if key.rpartition(".")[0] == name]
+    return max(torch.finfo(kind).eps for kind in kinds)
+
+
+def rank_scan(observation: Observation) -> list[LayerRank]:
+    """The rank of every affine layer's update, beside both of its dimensions, in the order of the model's modules."""
+    rows = []
+    for name, module in observation.model.named_modules():
+        matrix = layer_matrix(observation.update, name, module)
+        if matrix is None:
+            continue
+        found = numerical_rank(matrix, precision_of(observation.update, name))
+        rows.append(LayerRank(name, type(module).__name__, *matrix.shape, found.rank, found.margin, _verdict(matrix, found)))
+    return rows
+
+
+def _verdict(matrix: Float[Tensor, "R C"], found: NumericalRank) -> Verdict:
+    # Softmax minus occupancy sums to zero over symbols, so an output layer has one row less than it seems.
+    constrained = float(matrix.sum(dim=0).norm()) < 1e-3 * float(matrix.norm())
+    if found.rank < min(matrix.shape[0] - constrained, matrix.shape[1]):
+        # A gap of less than an order of magnitude may be the tail of the signal itself.
+        return "span exposed" if found.margin >= 10.0 else "no clear rank"
+    return "saturated"

@@ -1,0 +1,112 @@
+"""`ClientUpdate`: the tensors one client shares with the server, and what the protocol says about them."""
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from overheard.errors import InputError
+from overheard.storage import parse_fields, read_tensors, write_tensors
+
+Kind = Literal["gradient", "delta"]
+Mode = Literal["eval", "train"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What server and client agree on, and the server therefore knows.
+
+    Attributes:
+        kind: "gradient" of the loss, or "delta" = client - server after local training.
+        num_utterances: N, which clients report so that the server can weight them.
+        mode: whether normalisation and dropout ran as in evaluation or in training.
+        local_steps: steps of local SGD behind a delta; 1 for a gradient.
+        learning_rate: of local SGD; None for a gradient.
+        model: the recogniser: JSON of its specification, a path, or module:function.
+        weights: fingerprint of the weights the client started from.
+    """
+
+    kind: Kind = "gradient"
+    num_utterances: int = 1
+    mode: Mode = "eval"
+    local_steps: int = 1
+    learning_rate: float | None = None
+    model: str = ""
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("kind", self.kind, get_args(Kind)), ("mode", self.mode, get_args(Mode))):
+            if value not in choices:
+                raise InputError(name, repr(value), f"choose one of {', '.join(choices)}")
+        for name, value in (("num_utterances", self.num_utterances), ("local_steps", self.local_steps)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(name, repr(value), "give a whole number from 1 up")
+        if self.kind == "delta":
+            rate = self.learning_rate
+            if not isinstance(rate, int | float) or not math.isfinite(rate) or rate <= 0:
+                raise InputError("learning_rate", repr(rate), "a delta needs the positive rate of local SGD")
+        elif self.learning_rate is not None or self.local_steps != 1:
+            raise InputError("kind", "a gradient with a learning rate or several steps", "share a delta instead")
+        for name, value in (("model", self.model), ("weights", self.weights)):
+            if not isinstance(value, str):
+                raise InputError(name, repr(value), "give text")
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """Named tensors, one for each shared parameter, under the names of `model.named_parameters()`."""
+
+    tensors: dict[str, Tensor]
+    protocol: Protocol
+
+    def gradient(self, name: str) -> Tensor:
+        """One tensor in float64, of gradient sign and scale: a delta is divided by minus its learning rate."""
+        scale = 1.0 if self.protocol.learning_rate is None else -1.0 / self.protocol.learning_rate
+        return self.tensors[name].double() * scale
+
+    def save(self, path: Path) -> None:
+        """Write the update; what it holds is all that the server sees."""
+        write_tensors(path, self.tensors, {"client_update": _as_json(self.protocol)})
+
+
+def load_update(path: Path) -> ClientUpdate:
+    """Read an update that came from outside.
+
+    Raises:
+        InputError: the file is missing, broken, or no client update.
+    """
+    tensors, metadata = read_tensors(path, "client update")
+    if "client_update" not in metadata:
+        raise InputError(str(path), "safetensors that hold no client update", "name a file written by overheard share")
+    protocol = parse_fields(Protocol, metadata["client_update"], path, "client update")
+    if not tensors:
+        raise InputError(str(path), "no tensors", "share the update again")
+    return ClientUpdate(tensors, protocol)
+
+
+def _as_json(protocol: Protocol) -> dict[str, Any]:
+    return {field.name: getattr(protocol, field.name) for field in fields(protocol)}
+
+
+def check_fits(update: ClientUpdate, shapes: dict[str, tuple[int, ...]], source: str) -> None:
+    """Refuse an update that is not of the model: the first difference is named.
+
+    Args:
+        update: tensors by parameter name; parameters the client does not share may be absent.
+        shapes: shape of every parameter of the model.
+        source: the file, for the message.
+
+    Raises:
+        InputError: a tensor that the model lacks, or one of another shape or of no floating type.
+    """
+    remedy = "name the model that the client trained with --model"
+    for name, tensor in update.tensors.items():
+        if name not in shapes:
+            raise InputError(source, f"tensor {name!r}, which the model lacks", remedy)
+        if tuple(tensor.shape) != shapes[name]:
+            found = f"tensor {name!r} has shape {tuple(tensor.shape)}, the model's has {shapes[name]}"
+            raise InputError(source, found, remedy)
+        if not tensor.is_floating_point():
+            raise InputError(source, f"tensor {name!r} has type {tensor.dtype}", "share floating-point tensors")

@@ -1,0 +1,112 @@
+"""Files that hold tensors: safetensors with JSON metadata, read with bounds and written whole or not at all.
+
+Nothing here unpickles or executes what it reads. A header is read and checked before any tensor is, so a file that
+claims more than it holds costs no memory.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from overheard.errors import InputError
+
+METADATA_KEY = "overheard"
+"""The one safetensors metadata entry that is ours: a JSON object."""
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it on success, removed on any failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write named tensors and a JSON object as one safetensors file.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        with written_whole(path) as temporary:
+            save_file(owned, temporary, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    except OSError as error:
+        raise InputError(str(path), f"cannot be written ({error.strerror})", "choose a folder you can write") from error
+
+
+def read_tensors(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Named tensors and the JSON object of a file that `write_tensors` wrote.
+
+    Args:
+        path: the file.
+        wanted: what the file should be, for the error message, such as "client update".
+
+    Raises:
+        InputError: no such file, not safetensors, truncated, or its metadata is not ours.
+    """
+    if not path.is_file():
+        raise InputError(str(path), "no such file", f"name the {wanted} file that overheard wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = _object((file.metadata() or {}).get(METADATA_KEY), path, wanted)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, has keys alone)
+    except (SafetensorError, OSError) as error:
+        raise InputError(str(path), f"not a whole safetensors file ({error})", f"write the {wanted} again") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(str(path), f"tensor {name!r} holds NaN or infinity", f"write the {wanted} again")
+    return tensors, metadata
+
+
+def _object(text: str | None, path: Path, wanted: str) -> dict[str, Any]:
+    remedy = f"name the {wanted} file that overheard wrote"
+    if text is None:
+        raise InputError(str(path), f"safetensors without the metadata of a {wanted}", remedy)
+    try:
+        parsed = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(str(path), "metadata is no JSON", remedy) from error
+    if not isinstance(parsed, dict):
+        raise InputError(str(path), "metadata is no JSON object", remedy)
+    return parsed
+
+
+def parse_fields(build: Callable[..., Any], fields: Any, path: Path | str, wanted: str) -> Any:
+    """Build a dataclass from JSON of unknown origin.
+
+    Raises:
+        InputError: a field is missing, unknown or has the wrong type.
+    """
+    if not isinstance(fields, dict):
+        raise InputError(str(path), f"a {type(fields).__name__} where a {wanted} belongs", f"write the {wanted} again")
+    try:
+        return build(**fields)
+    except (TypeError, ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(str(path), f"not a {wanted} ({error})", f"write the {wanted} again") from error
+
+
