@@ -7,7 +7,15 @@ from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry, Timeout, make_headers, parse_url
 
@@ -29,7 +37,7 @@ def fetch(url: str, part: Path, *, max_retries: int, first_wait: float, console:
     Args:
         url: http or https.
         part: the file to fill; whether its content is right is for the caller to check.
-        max_retries: how many failures in a row of one kind (no connection, broken body, status 429 or 5xx) are forgiven.
+        max_retries: failures in a row of one kind (no connection, broken body, status 429 or 5xx) that are forgiven.
         first_wait: seconds; the first retry is immediate, later ones wait 2, 4, 8, ... times this, at most 60 s.
         console: where the progress bar goes.
 
@@ -82,7 +90,9 @@ def _fetch(pool: urllib3.PoolManager, url: str, part: Path, budget: Retry, progr
             retries.sleep()
 
 
-def _transfer(pool: urllib3.PoolManager, url: str, part: Path, retries: Retry, progress: Progress, task: TaskID) -> bool:
+def _transfer(
+    pool: urllib3.PoolManager, url: str, part: Path, retries: Retry, progress: Progress, task: TaskID
+) -> bool:
     """One request and its body; False when the server cannot go on from here and `part` was emptied for a new start."""
     offset = _size(part)
     # "identity": a server that labels .tar.gz as gzip-encoded would otherwise have it decoded on the way.
