@@ -141,7 +141,8 @@ def rank_scan(observation: Observation) -> list[LayerRank]:
         if matrix is None:
             continue
         found = numerical_rank(matrix, precision_of(observation.update, name))
-        rows.append(LayerRank(name, type(module).__name__, *matrix.shape, found.rank, found.margin, _verdict(matrix, found)))
+        verdict = _verdict(matrix, found)
+        rows.append(LayerRank(name, type(module).__name__, *matrix.shape, found.rank, found.margin, verdict))
     return rows
 
 

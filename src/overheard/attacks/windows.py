@@ -82,7 +82,9 @@ def find_windowed_layer(model: nn.Module, num_features: int) -> WindowedLayer | 
     return _from_rows(names.pop(), [rows for _, rows in seen], num_features)
 
 
-class _Seen(Exception):  # noqa: N818 (no error: it ends a forward pass that has shown enough)
+class _Seen(Exception):
+    """No error: it ends a forward pass that has shown enough."""
+
     def __init__(self, name: str, rows: Tensor) -> None:
         super().__init__(name)
         self.name, self.rows = name, rows

@@ -70,7 +70,9 @@ def infeasible_reason(num_frames: int, output_length: int, labels: list[int]) ->
     return None
 
 
-def client_update(model: nn.Module, batch: Batch, settings: ClientSettings, model_name: str, weights: str) -> ClientUpdate:
+def client_update(
+    model: nn.Module, batch: Batch, settings: ClientSettings, model_name: str, weights: str
+) -> ClientUpdate:
     """The update of one client; the model is left as it was.
 
     Args:

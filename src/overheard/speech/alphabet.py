@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from overheard.errors import InputError
 
@@ -61,7 +61,7 @@ def collapse(path: Iterable[int]) -> list[int]:
 
 def adjacent_repeats(labels: Sequence[int]) -> int:
     """How often a label follows itself; each such pair needs a blank between them."""
-    return sum(left == right for left, right in zip(labels, labels[1:], strict=False))
+    return sum(left == right for left, right in pairwise(labels))
 
 
 def minimum_frames(labels: Sequence[int]) -> int:

@@ -1,0 +1,128 @@
+"""`AuditRecord`: one attack on one update, scored; one line of results.jsonl.
+
+What could not be computed is null, never a made-up number. A batch of N utterances gives N records.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from overheard.errors import InputError
+from overheard.storage import parse_fields
+
+RESULTS = "results.jsonl"
+
+Status = Literal["ok", "failed"]
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """One line of results.jsonl; what does not apply or could not be had is None.
+
+    Attributes:
+        utterance: id of the utterance.
+        speaker: id of its speaker.
+        seconds_audio: its duration, s.
+        model: registry name, path or module:function.
+        weights: "random" or "trained", and where from.
+        kind: "gradient" or "delta".
+        mode: "eval" or "train": how the client ran normalisation and dropout.
+        batch: utterances in the update.
+        local_steps: steps of local SGD.
+        defence: name of the defence, "none" without one.
+        attack: name of the attack.
+        status: "ok" when features came back, "failed" otherwise.
+        reason: why it failed or came back in part.
+        frames_true: T.
+        frames_recovered: frames that came back.
+        feature_mae: mean absolute error of the features, in their own unit; missing frames count as zeros.
+        feature_snr_db: power of the true features over that of the error, dB.
+        transcript_true: what was said.
+        transcript_recovered: what the attack read.
+        cer: character error rate.
+        wer: word error rate.
+        stoi: short-time objective intelligibility, 0 to 1.
+        speaker_rank: place of the true speaker among those enrolled, 1 is best.
+        certified: the re-simulated update equals the observed one.
+        unique: the attack's own test of uniqueness.
+        prior: what the attacker was declared to know, by name.
+        seconds: wall time of the attack, s.
+        peak_mb: its peak memory above that at the start, MB.
+        seed: of weights and attack.
+        version: of overheard.
+        settings: hash of everything else in the configuration; see the run's config.json.
+        example: folder of this utterance's signals within the run, if they were kept.
+    """
+
+    utterance: str
+    speaker: str | None = None
+    seconds_audio: float | None = None
+    model: str | None = None
+    weights: str | None = None
+    kind: str | None = None
+    mode: str | None = None
+    batch: int | None = None
+    local_steps: int | None = None
+    defence: str | None = None
+    attack: str | None = None
+    status: Status = "failed"
+    reason: str | None = None
+    frames_true: int | None = None
+    frames_recovered: int | None = None
+    feature_mae: float | None = None
+    feature_snr_db: float | None = None
+    transcript_true: str | None = None
+    transcript_recovered: str | None = None
+    cer: float | None = None
+    wer: float | None = None
+    stoi: float | None = None
+    speaker_rank: int | None = None
+    certified: bool | None = None
+    unique: bool | None = None
+    prior: str | None = None
+    seconds: float | None = None
+    peak_mb: float | None = None
+    seed: int | None = None
+    version: str | None = None
+    settings: str | None = None
+    example: str | None = None
+
+    @property
+    def recovered(self) -> bool:
+        """All frames came back with a mean absolute error below 0.01."""
+        return self.frames_recovered == self.frames_true and self.feature_mae is not None and self.feature_mae < 0.01
+
+
+def append_record(folder: Path, record: AuditRecord) -> None:
+    """Add one line to results.jsonl and have it on disk before returning."""
+    line = json.dumps(asdict(record), allow_nan=False, ensure_ascii=False)
+    with (folder / RESULTS).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_records(folder: Path) -> list[AuditRecord]:
+    """Every record of a run, in the order written; a last line cut short by a crash is left out.
+
+    Raises:
+        InputError: no results.jsonl there, or a line that is no record.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise InputError(str(folder), f"no {RESULTS} in it", "name the --out folder of overheard audit or demo")
+    known = {field.name for field in fields(AuditRecord)}
+    records = []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            parsed = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{path}:{number}", "no JSON", "remove that line") from error
+        if not isinstance(parsed, dict) or not set(parsed) <= known or "utterance" not in parsed:
+            raise InputError(f"{path}:{number}", "no audit record", "remove that line")
+        records.append(parse_fields(AuditRecord, parsed, f"{path}:{number}", "audit record"))
+    return records
