@@ -78,6 +78,9 @@ class Recurrence(nn.RNNBase):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
+    def extra_repr(self) -> str:
+        return f"{self.cell!r}, {super().extra_repr()}"
+
     def forward(
         self, inputs: Float[Tensor, "T N I"], lengths: Int[Tensor, " N"] | None = None
     ) -> Float[Tensor, "T N D H"]:

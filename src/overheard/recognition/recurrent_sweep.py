@@ -103,12 +103,13 @@ def sweep(
 
 
 def _wanted(context: Any, index: int) -> bool:
-    """Whether this backward pass has to produce the gradient of input `index`.
+    """Whether this backward pass has to produce the gradient of the input tensor `index`, counting tensors alone.
 
     `needs_input_grad` is settled when the graph is built: gradient matching would pay for two weight gradients that nobody
     asked for. Autograd's engine knows.
     """
-    node = context.next_functions[index][0]
+    inputs = context.next_functions
+    node = inputs[index][0] if index < len(inputs) else None
     return node is not None and torch._C._will_engine_execute_node(node)
 
 
@@ -135,7 +136,7 @@ class _Sweep(torch.autograd.Function):
         if gradients[0] is None:
             return None, None, None, None
         weight, *record = ctx.saved_tensors
-        wanted = _wanted(ctx, 2), _wanted(ctx, 3)
+        wanted = _wanted(ctx, 1), _wanted(ctx, 2)
         return None, *_Reverse.apply(ctx.cell, wanted, weight, *record, *gradients)
 
 
@@ -182,5 +183,5 @@ class _Reverse(torch.autograd.Function):
         if weights is not None:
             previous = result.record[0][:, :-1].view(directions, frames * batch, hidden)
             previous.baddbmm_(_rows(result.products), weights)
-        weight_gradient = _weight_gradient(result.products, result.states) if _wanted(ctx, 2) else None
+        weight_gradient = _weight_gradient(result.products, result.states) if _wanted(ctx, 0) else None
         return None, None, weight_gradient, *result.record, result.states, *[None] * (ctx.half - 1)
