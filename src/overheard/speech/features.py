@@ -106,7 +106,11 @@ LOG_MEL_80 = FrontEndConfig(kind="log_mel", n_fft=512, window=400, hop=160, num_
 class FrontEnd(nn.Module):
     """Waveform -> features; differentiable, with finite gradients at digital silence.
 
-    The tables are buffers that no checkpoint stores: the configuration remakes them.
+    The tables (window, mel filters, cosine transform) are buffers that no checkpoint stores: the configuration remakes
+    them. They are computed in float64 and kept in `dtype`.
+
+    Args:
+        dtype: of the tables; None is torch's default. In float32 they limit a log of faint power to about 1e-4.
 
     Raises:
         InputError: more mel bands than the STFT can fill.
@@ -116,15 +120,16 @@ class FrontEnd(nn.Module):
     mel: Tensor
     dct: Tensor
 
-    def __init__(self, config: FrontEndConfig) -> None:
+    def __init__(self, config: FrontEndConfig, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("window", torch.hamming_window(config.window), persistent=False)
+        tables = {"window": torch.hamming_window(config.window, dtype=torch.float64)}
         if config.kind != "log_spectrogram":
-            self.register_buffer("mel", mel_filters(config).to(self.window), persistent=False)
+            tables["mel"] = mel_filters(config)
         if config.kind == "mfcc":
-            table = cosine_transform(config.num_mfcc, config.num_mel)
-            self.register_buffer("dct", table.to(self.window), persistent=False)
+            tables["dct"] = cosine_transform(config.num_mfcc, config.num_mel)
+        for name, table in tables.items():
+            self.register_buffer(name, table.to(dtype or torch.get_default_dtype()), persistent=False)
 
     def forward(self, waveform: Float[Tensor, "*N S"]) -> Float[Tensor, "*N T F"]:
         """Features of one waveform, or of several that are equally long.
