@@ -1,15 +1,14 @@
-"""Model configurations <-> JSON values, and the checks their fields share.
+"""Configurations <-> JSON values, and the checks that fields share.
 
-Specifications also arrive in files from other people, so every size has an upper limit: none may cost memory or time
-before it is compared with what the file holds.
+Specifications also arrive in files from other people, so types are checked before anything is built, and every size has
+an upper limit: none may cost memory or time before it is compared with the tensors beside it.
 """
 
 import math
-from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from overheard.errors import InputError
-from overheard.speech.alphabet import Alphabet
 from overheard.speech.features import FrontEndConfig
 
 Config = TypeVar("Config")
@@ -23,51 +22,48 @@ def config_to_json(config: Any) -> dict[str, Any]:
     return {name: _plain(value) for name, value in asdict(config).items()}
 
 
-def config_from_json(config_class: type[Config], values: dict[str, Any], owner: str) -> Config:
+def config_from_json(config_class: type[Config], values: object, owner: str) -> Config:
     """A configuration from some of its fields; the others keep their defaults.
 
     Args:
-        config_class: a frozen dataclass that checks its own values.
-        values: by field name, as JSON or Python values; `front_end` may be an object or a `FrontEndConfig`.
+        config_class: a frozen dataclass that checks its own values; types are checked here.
+        values: by field name, as JSON or Python values; a nested configuration may be an object of either kind.
         owner: whose configuration it is, for the message.
 
     Raises:
-        InputError: an unknown field, named beside the known ones, or a value that the class refuses.
+        InputError: no object; a field that is unknown, missing, of the wrong type, or that the class refuses.
     """
-    names = [field.name for field in fields(config_class)]  # pyright: ignore[reportArgumentType]
+    known = {field.name: field for field in fields(config_class)}  # pyright: ignore[reportArgumentType]
+    if not isinstance(values, dict):
+        raise InputError(owner, _shown(values), f"give an object with {', '.join(known)}")
     for name in values:
-        if name not in names:
-            raise InputError(owner, f"unknown setting {name!r}", f"choose from {', '.join(names)}")
-    return config_class(**{name: _frozen(name, value) for name, value in values.items()})
+        if name not in known:
+            raise InputError(owner, f"unknown setting {name!r}", f"choose from {', '.join(known)}")
+    for name, field in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise InputError(owner, f"no {name}", f"give an object with {', '.join(known)}")
+    hints = get_type_hints(config_class)
+    return config_class(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
 
 
-def check_front_end(front_end: object) -> None:
+def check_front_end(front_end: FrontEndConfig) -> None:
     """A front end whose features a layer can take."""
-    if not isinstance(front_end, FrontEndConfig):
-        raise InputError("front_end", repr(front_end), "give a FrontEndConfig, or its fields as a JSON object")
     check_whole("front_end", front_end.num_features, 1, WIDEST_LAYER)
 
 
-def check_characters(characters: object) -> None:
-    """Characters that make an alphabet."""
-    if not isinstance(characters, str):
-        raise InputError("characters", repr(characters), "give the symbols as one text")
-    Alphabet(characters)
-
-
-def check_whole(name: str, value: object, least: int, most: int) -> None:
+def check_whole(name: str, value: int, least: int, most: int) -> None:
     """A whole number between two limits, both included."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(name, repr(value), f"give a whole number from {least} to {most}")
+    if not least <= value <= most:
+        raise InputError(name, value, f"give a whole number from {least} to {most}")
 
 
-def check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: float) -> None:
     """A finite number above zero."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise InputError(name, repr(value), "give a number above 0")
+    if not math.isfinite(value) or value <= 0:
+        raise InputError(name, value, "give a number above 0")
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """One of some names."""
     if value not in choices:
         raise InputError(name, repr(value), f"choose one of {', '.join(choices)}")
@@ -76,10 +72,29 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
 
 
-def _frozen(name: str, value: Any) -> Any:
-    if name == "front_end" and isinstance(value, dict):
-        return config_from_json(FrontEndConfig, value, "front_end")
-    return tuple(_frozen(name, inner) for inner in value) if isinstance(value, list | tuple) else value
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        check_choice(name, value, arguments)
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            raise InputError(name, _shown(value), f"give a list of {len(arguments)}")
+        return tuple(_typed(name, inner, kind) for inner, kind in zip(value, arguments, strict=True))
+    if isinstance(hint, type) and is_dataclass(hint):
+        return value if isinstance(value, hint) else config_from_json(hint, value, name)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind: type = origin or hint
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        wanted = {int: "a whole number", float: "a number", str: "text", dict: "an object"}[kind]
+        raise InputError(name, _shown(value), f"give {wanted}")
+    return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -4,6 +4,7 @@ Its recurrence is here an LSTM in both directions, as in the public implementati
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -13,14 +14,12 @@ from torch.nn import functional
 from overheard.errors import InputError
 from overheard.recognition.configuration import (
     WIDEST_LAYER,
-    check_characters,
-    check_choice,
     check_front_end,
     check_positive,
     check_whole,
 )
 from overheard.recognition.recogniser import check_inputs, seeded, without_padding
-from overheard.recognition.recurrence import CELLS, Recurrence
+from overheard.recognition.recurrence import CellName, Recurrence
 from overheard.speech.alphabet import Alphabet
 from overheard.speech.features import MFCC_26, FrontEndConfig
 
@@ -44,7 +43,7 @@ class DeepSpeech1Config:
     front_end: FrontEndConfig = MFCC_26
     context: int = 6
     hidden_size: int = 2048
-    cell: str = "lstm"
+    cell: CellName = "lstm"
     clip: float = 20.0
     dropout: float = 0.0
     characters: str = Alphabet().characters
@@ -53,13 +52,12 @@ class DeepSpeech1Config:
         check_front_end(self.front_end)
         check_whole("context", self.context, 0, 1000)
         check_whole("hidden_size", self.hidden_size, 1, WIDEST_LAYER)
-        check_choice("cell", self.cell, tuple(CELLS))
         check_positive("clip", self.clip)
         if self.dropout != 0:
             check_positive("dropout", self.dropout)
         if self.dropout >= 1:
             raise InputError("dropout", self.dropout, "give a share of units from 0 to below 1")
-        check_characters(self.characters)
+        Alphabet(self.characters)
 
     @property
     def window(self) -> int:
@@ -87,7 +85,7 @@ class DeepSpeech1(nn.Module):
         size = config.hidden_size
         with seeded(seed):
             widths = [config.window * config.front_end.num_features, *[size] * NUM_INPUT_LAYERS]
-            self.input_layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
+            self.input_layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
             self.recurrence = Recurrence(config.cell, size, size, bidirectional=True, bias=True)
             self.hidden_layer = nn.Linear(2 * size, size)
             self.output = nn.Linear(size, self.alphabet.num_symbols)
@@ -117,8 +115,10 @@ class DeepSpeech1(nn.Module):
         return functional.hardtanh(values, 0.0, self.config.clip)  # eq. 1 of the paper: min(max(0, z), 20)
 
 
-def splice(features: Float[Tensor, "T N F"], context: int) -> Float[Tensor, "T N window*F"]:
-    """The window of frames t - context to t + context at every t, oldest frame first, zeros beyond both ends.
+def splice(features: Float[Tensor, "T N F"], context: int) -> Float[Tensor, "T N windowed"]:
+    """The window of frames t - context to t + context at every t: (T, N, window * F).
+
+    Oldest frame first; zeros beyond both ends.
 
     The padding of an utterance in a batch must be zero already: windows near its end reach into it.
     """

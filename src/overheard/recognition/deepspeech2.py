@@ -11,7 +11,6 @@ from overheard.errors import InputError
 from overheard.recognition.configuration import (
     MOST_LAYERS,
     WIDEST_LAYER,
-    check_characters,
     check_choice,
     check_front_end,
     check_positive,
@@ -19,7 +18,7 @@ from overheard.recognition.configuration import (
 )
 from overheard.recognition.normalisation import NORMS
 from overheard.recognition.recogniser import check_inputs, seeded, without_padding
-from overheard.recognition.recurrence import CELLS, Recurrence
+from overheard.recognition.recurrence import CellName, Recurrence
 from overheard.speech.alphabet import Alphabet
 from overheard.speech.features import SPECTROGRAM_257, FrontEndConfig
 
@@ -51,7 +50,7 @@ class DeepSpeech2Config:
     channels: int = 32
     padding: Padding = ((0, 10), (0, 0))
     norm: str = "batch"
-    cell: str = "gru"
+    cell: CellName = "gru"
     num_layers: int = 5
     hidden_size: int = 800
     clip: float = 20.0
@@ -60,17 +59,14 @@ class DeepSpeech2Config:
     def __post_init__(self) -> None:
         check_front_end(self.front_end)
         check_whole("channels", self.channels, 1, 4096)
-        if [type(pair) for pair in self.padding] != [tuple, tuple] or any(len(pair) != 2 for pair in self.padding):
-            raise InputError("padding", repr(self.padding), "give (frequency, time) for each of two convolutions")
         for pair, kernel in zip(self.padding, KERNELS, strict=True):
             for value, size in zip(pair, kernel, strict=True):
                 check_whole("padding", value, 0, size - 1)
         check_choice("norm", self.norm, tuple(NORMS))
-        check_choice("cell", self.cell, tuple(CELLS))
         check_whole("num_layers", self.num_layers, 1, MOST_LAYERS)
         check_whole("hidden_size", self.hidden_size, 1, WIDEST_LAYER)
         check_positive("clip", self.clip)
-        check_characters(self.characters)
+        Alphabet(self.characters)
         if self.num_frequencies < 1:
             found = f"{self.front_end.num_features} features per frame"
             raise InputError("front_end", found, "raise padding over frequency, or choose a front end with more")
@@ -159,8 +155,9 @@ class DeepSpeech2(nn.Module):
 
     def _convolved(self, features: Tensor, lengths: Tensor) -> Tensor:
         values = without_padding(features, lengths).permute(1, 2, 0).unsqueeze(1)  # (N, 1, frequencies, T)
-        layers = zip(self.convolutions, self.convolution_norms, strict=True)
-        for (convolution, norm), kernel, stride, padding in zip(layers, KERNELS, STRIDES, self.config.padding):
+        geometry = zip(KERNELS, STRIDES, self.config.padding, strict=True)
+        layers = zip(self.convolutions, self.convolution_norms, geometry, strict=True)
+        for convolution, norm, (kernel, stride, padding) in layers:
             lengths = (lengths + 2 * padding[1] - kernel[1]) // stride[1] + 1
             # The norm returns zeros behind each utterance, so the next convolution sees there what it pads with.
             values = functional.hardtanh(norm(convolution(values), lengths), 0.0, self.config.clip)
