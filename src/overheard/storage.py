@@ -57,12 +57,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
         raise InputError(str(path), f"cannot be written ({error.strerror})", "choose a folder you can write") from error
 
 
-def read_tensors(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Named tensors and the JSON object of a file that `write_tensors` wrote.
+def read_tensors(path: Path, wanted: str, ours: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Named tensors and the JSON object of a safetensors file.
 
     Args:
         path: the file.
         wanted: what the file should be, for the error message, such as "client update".
+        ours: `write_tensors` wrote it; a file of other origin need not have the JSON object.
 
     Raises:
         InputError: no such file, not safetensors, truncated, or its metadata is not ours.
@@ -71,7 +72,8 @@ def read_tensors(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, 
         raise InputError(str(path), "no such file", f"name the {wanted} file that overheard wrote")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = _object((file.metadata() or {}).get(METADATA_KEY), path, wanted)
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            metadata = _object(text, path, wanted) if ours else {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, has keys alone)
     except (SafetensorError, OSError) as error:
         raise InputError(str(path), f"not a whole safetensors file ({error})", f"write the {wanted} again") from error
@@ -108,5 +110,3 @@ def parse_fields(build: Callable[..., Any], fields: Any, path: Path | str, wante
         if isinstance(error, InputError):
             raise
         raise InputError(str(path), f"not a {wanted} ({error})", f"write the {wanted} again") from error
-
-

@@ -47,6 +47,18 @@ class Observation:
     prior: Prior = Prior()
     public_speech: tuple[Float[Tensor, "_ F"], ...] = ()
 
+    def given(self) -> dict[str, Any]:
+        """What the attacker has beside model and tensors, as JSON values for the record."""
+        protocol = self.update.protocol
+        return {
+            "kind": protocol.kind,
+            "mode": protocol.mode,
+            "batch": protocol.num_utterances,
+            "local_steps": protocol.local_steps,
+            "prior": sorted(self.prior.declared()),
+            "public_speech": len(self.public_speech),
+        }
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -59,6 +71,7 @@ class Reconstruction:
         certified: the update, re-simulated from the reconstruction, equals the observed one; None where not tried.
         unique: the solver's own test says that no other features fit; None where it has no such test.
         reason: why nothing, or only a part, came back; None when all did.
+        given: what the attacker was given beside the tensors: the protocol's values, and the prior's names.
         settings: the attack's configuration.
         diagnostics: what the attack measured on its way; JSON values.
         seconds: wall time.
@@ -71,6 +84,7 @@ class Reconstruction:
     certified: bool | None = None
     unique: bool | None = None
     reason: str | None = None
+    given: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     diagnostics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0

@@ -1,0 +1,88 @@
+"""Attacks by name, and the one way to run them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from overheard.attacks import span
+from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.rank import rank_scan
+from overheard.errors import InputError
+from overheard.federation.update import check_fits
+from overheard.metering import metered
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One row of the registry.
+
+    Attributes:
+        run: `(observation, config, *, generator) -> Reconstruction`.
+        config: its settings' frozen dataclass.
+        summary: what it does, in a line.
+    """
+
+    run: Callable[..., Reconstruction]
+    config: type
+    summary: str
+
+
+ATTACKS = {
+    "span": Attack(span.attack, span.SpanConfig, "closed form for layers that see overlapping windows of the input"),
+}
+
+AUTO = "auto"
+"""Every attack in the registry's order until one brings something back."""
+
+
+def run_attack(
+    observation: Observation, name: str = AUTO, options: dict[str, Any] | None = None, seed: int = 0
+) -> Reconstruction:
+    """Run one attack, or all in turn, with its time and memory measured.
+
+    Args:
+        observation: all that the attacker sees.
+        name: of the attack, or "auto".
+        options: settings of that attack; none with "auto".
+        seed: of whatever it draws.
+
+    Raises:
+        InputError: no such attack or setting, or an update that does not fit the model.
+    """
+    shapes = {key: tuple(parameter.shape) for key, parameter in observation.model.named_parameters()}
+    check_fits(observation.update, shapes, "update")
+    if name != AUTO and name not in ATTACKS:
+        raise InputError("attack", repr(name), f"choose one of {', '.join([AUTO, *ATTACKS])}")
+    if name == AUTO and options:
+        raise InputError("attack", "settings without an attack", f"name one of {', '.join(ATTACKS)}")
+    device = next(observation.model.parameters()).device
+    tried: dict[str, str | None] = {}
+    with metered(device) as meter:
+        for each in ATTACKS if name == AUTO else [name]:
+            attack = ATTACKS[each]
+            generator = torch.Generator(device).manual_seed(seed)
+            found = attack.run(observation, _configure(each, attack, options or {}), generator=generator)
+            tried[each] = found.reason
+            if found.features:
+                break
+        else:
+            scan = rank_scan(observation)
+            exposed = [row.layer for row in scan if row.verdict == "span exposed"]
+            found = replace(found, diagnostics={**found.diagnostics, "exposed_layers": exposed})
+    return replace(
+        found,
+        given=observation.given(),
+        diagnostics={**found.diagnostics, "tried": tried},
+        seconds=meter.seconds,
+        peak_mb=meter.peak_mb,
+    )
+
+
+def _configure(name: str, attack: Attack, options: dict[str, Any]) -> Any:
+    known = attack.config.__dataclass_fields__
+    for key in options:
+        if key not in known:
+            raise InputError(f"setting {key!r} of attack {name}", "unknown", f"it has {', '.join(known)}")
+    return attack.config(**options)

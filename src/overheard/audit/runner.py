@@ -1,0 +1,261 @@
+"""`run_audit`: share, attack and score every utterance of a selection, and keep what came of it.
+
+The output folder holds config.json, results.jsonl, ranks.json and examples/. An utterance that fails is a record with
+its reason, never the end of the run. A second start with the same settings does what is missing.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from lhotse import MonoCut
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from overheard import __version__
+from overheard.attacks.observation import Observation, Prior, Reconstruction
+from overheard.attacks.rank import rank_scan
+from overheard.attacks.registry import AUTO, run_attack
+from overheard.audit.examples import keep_example
+from overheard.audit.records import RESULTS, AuditRecord, append_record, load_records
+from overheard.audit.steps import make_batch, model_name, score, share
+from overheard.errors import InputError
+from overheard.federation.client import ClientSettings
+from overheard.metering import metered
+from overheard.metrics.truth import Truth
+from overheard.recognition.weights import resolve_model, weights_fingerprint
+from overheard.speech.corpus import Problem, Selection, load_corpus, load_utterance, select
+from overheard.storage import write_text
+
+KNOWLEDGE = ("transcript", "length")
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """What to audit; every field is kept in config.json.
+
+    Attributes:
+        corpus: folder or manifest.
+        selection: which utterances.
+        models: names, files or module:function of those to attack.
+        scanned: of those whose updates get a rank scan alone.
+        client: how a client trains.
+        attack: by name, or "auto".
+        options: settings of the attack.
+        known: what the attacker is declared to know beforehand, of `KNOWLEDGE`.
+        examples: how many utterances keep their signals: the first of the run, whatever comes of them.
+        seed: of random weights and of attacks.
+    """
+
+    corpus: Path
+    selection: Selection = Selection()
+    models: tuple[str, ...] = ("deepspeech1",)
+    scanned: tuple[str, ...] = ()
+    client: ClientSettings = ClientSettings()
+    attack: str = AUTO
+    options: dict[str, Any] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
+    examples: int = 4
+    seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+    def fingerprint(self) -> str:
+        """Hash of all that a record's value depends on; which utterances are meant is not part of it."""
+        chosen = {name: value for name, value in self.settings().items() if name not in ("selection", "examples")}
+        return hashlib.sha256(json.dumps([chosen, __version__], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_audit(plan: AuditPlan, out: Path, device: torch.device, console: Console) -> list[AuditRecord]:
+    """Carry out a plan; returns every record of the folder that is of this plan, in the order written.
+
+    Raises:
+        InputError: the corpus or a model cannot be had, nothing is selected, or the folder holds another plan's run.
+    """
+    for each in plan.known:
+        if each not in KNOWLEDGE:
+            raise InputError("known", repr(each), f"choose from {', '.join(KNOWLEDGE)}")
+    corpus = load_corpus(plan.corpus)
+    cuts, problems = select(corpus, plan.selection)
+    _start(plan, out, cuts, device)
+    done = {(record.utterance, record.model) for record in load_records(out)} if (out / RESULTS).exists() else set()
+    ranks = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("audit", total=len(plan.models) * (len(cuts) + len(problems)) + len(plan.scanned))
+        for text in plan.models:
+            model = resolve_model(text, plan.seed).to(device)
+            audited = _Audited(plan, text, model, model_name(model, text), weights_fingerprint(model), out)
+            for problem in problems:
+                if (problem.utterance, text) not in done:
+                    append_record(out, audited.failed(problem))
+                progress.advance(task)
+            for index, cut in enumerate(cuts):
+                if (cut.id, text) not in done:
+                    for record in audited.audit(cut, keep=index < plan.examples):
+                        append_record(out, record)
+                progress.advance(task)
+            ranks.append(audited.scan(cuts, attacked=True))
+        for text in plan.scanned:
+            model = resolve_model(text, plan.seed).to(device)
+            audited = _Audited(plan, text, model, model_name(model, text), weights_fingerprint(model), out)
+            ranks.append(audited.scan(cuts, attacked=False))
+            progress.advance(task)
+    write_text(out / "ranks.json", json.dumps([rank for rank in ranks if rank is not None], indent=1))
+    return load_records(out)
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """One model of a plan, ready to be audited."""
+
+    plan: AuditPlan
+    text: str
+    model: nn.Module
+    name: str
+    weights: str
+    out: Path
+
+    def audit(self, cut: MonoCut, keep: bool) -> list[AuditRecord]:
+        """Records of one utterance: share, attack, score."""
+        speaker = str(cut.supervisions[0].speaker)
+        try:
+            reconstruction, truth = self._attack(cut)
+        except InputError as error:
+            return [self.failed(Problem(cut.id, speaker, error.found, error.remedy), cut.duration)]
+        except (RuntimeError, ArithmeticError, MemoryError) as error:
+            # torch reports failed decompositions and memory that ran out as RuntimeError.
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return [self.failed(Problem(cut.id, speaker, reason, ""), cut.duration)]
+        records = [self._completed(record, cut.duration) for record in score(reconstruction, truth)]
+        if keep:
+            folder = f"examples/{cut.id}" if len(self.plan.models) == 1 else f"examples/{cut.id}-{_slug(self.text)}"
+            keep_example(self.out / folder, reconstruction, truth)
+            records = [replace(record, example=folder) for record in records]
+        return records
+
+    def scan(self, cuts: Sequence[MonoCut], attacked: bool) -> dict[str, Any] | None:
+        """The rank scan of the first utterance that has an update."""
+        for cut in cuts:
+            try:
+                observation, truth = self._observe(cut)
+            except InputError:
+                continue
+            with metered(next(self.model.parameters()).device) as meter:
+                layers = [asdict(row) for row in rank_scan(observation)]
+            note = None if attacked else "no attack of this version recovers features from this model"
+            return {
+                "model": self.text,
+                "attacked": attacked,
+                "note": note,
+                "layers": layers,
+                "frames": len(truth.utterances[0].features),
+                "utterance": cut.id,
+                "seconds": meter.seconds,
+            }
+        return None
+
+    def failed(self, problem: Problem, seconds_audio: float | None = None) -> AuditRecord:
+        """The record of an utterance that could not be shared or attacked."""
+        record = AuditRecord(
+            utterance=problem.utterance,
+            speaker=problem.speaker,
+            reason=problem.reason,
+            kind=self.plan.client.kind,
+            mode=self.plan.client.mode,
+            batch=1,
+            local_steps=self.plan.client.local_steps,
+            attack=self.plan.attack,
+            prior=", ".join(self.plan.known) or "nothing",
+            version=__version__,
+        )
+        return self._completed(record, seconds_audio)
+
+    def _completed(self, record: AuditRecord, seconds_audio: float | None) -> AuditRecord:
+        weights = f"random, seed {self.plan.seed}" if self.name.startswith("{") else "as given"
+        return replace(
+            record,
+            seconds_audio=seconds_audio,
+            model=self.text,
+            weights=weights,
+            defence="none",
+            seed=self.plan.seed,
+            settings=self.plan.fingerprint(),
+        )
+
+    def _observe(self, cut: MonoCut) -> tuple[Observation, Truth]:
+        batch, truth = make_batch(self.model, [load_utterance(cut)])
+        update = share(self.model, batch, self.plan.client, self.name, self.weights)
+        transcripts = tuple(said.transcript for said in truth.utterances) if "transcript" in self.plan.known else None
+        lengths = tuple(batch.num_frames.tolist()) if "length" in self.plan.known else None
+        return Observation(self.model, update, Prior(transcripts, lengths)), truth
+
+    def _attack(self, cut: MonoCut) -> tuple[Reconstruction, Truth]:
+        observation, truth = self._observe(cut)
+        return run_attack(observation, self.plan.attack, self.plan.options, self.plan.seed), truth
+
+
+def _start(plan: AuditPlan, out: Path, cuts: Sequence[MonoCut], device: torch.device) -> None:
+    """Write config.json, or refuse a folder that another plan has filled."""
+    file = out / "config.json"
+    if file.exists():
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(str(file), "broken", "choose another --out") from error
+        if kept != plan.fingerprint():
+            raise InputError(str(out), "holds a run with other settings", "choose another --out, or delete it")
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(str(out), "a folder with other things in it", "choose a new or empty one with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # Audits hold private speech.
+        out.chmod(0o700)
+        write_text(file, json.dumps(_config(plan, cuts, device), indent=1))
+    except OSError as error:
+        raise InputError(str(out), f"cannot be written ({error.strerror})", "choose another --out") from error
+
+
+def _config(plan: AuditPlan, cuts: Sequence[MonoCut], device: torch.device) -> dict[str, Any]:
+    prior = [f"each utterance's {what}" for what in plan.known]
+    unknown = [f"the {what}" for what in KNOWLEDGE if what not in plan.known]
+    update = "gradient" if plan.client.kind == "gradient" else "weights' change after local training"
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "lhotse")}
+    return {
+        "command": shlex.join(["overheard", *sys.argv[1:]]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"overheard": __version__, "python": platform.python_version(), **versions},
+        "models": [*plan.models, *plan.scanned],
+        "threat_model": {
+            "given": [
+                "the model: its architecture and the weights that the client started from",
+                f"the client's update: the {update} of one utterance, in {plan.client.mode} mode",
+                *prior,
+            ],
+            "not_given": ["the audio", "the features", *unknown, "who speaks"],
+        },
+        "settings": plan.settings(),
+        "fingerprint": plan.fingerprint(),
+        "corpus": {
+            "path": str(plan.corpus),
+            "utterances": len(cuts),
+            "speakers": len({cut.supervisions[0].speaker for cut in cuts}),
+        },
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in text)[-40:]

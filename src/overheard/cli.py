@@ -1,0 +1,358 @@
+"""The command line: typed functions become subcommands. Each hands its arguments on and prints what comes back."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, subcommand
+
+from overheard import __version__
+from overheard.errors import InputError
+
+if TYPE_CHECKING:
+    from overheard.federation.client import ClientSettings
+    from overheard.speech.corpus import Selection
+
+DEFAULT_THREADS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which utterances of the corpus are meant.
+
+    Attributes:
+        min_seconds: shortest duration, s
+        max_seconds: longest duration, s
+        speakers: only these speakers
+        subsets: only these parts of the corpus, such as test-clean
+        utterance: only these utterances, by id
+        limit: at most so many, drawn by --seed
+    """
+
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    speakers: tuple[str, ...] = ()
+    subsets: tuple[str, ...] = ()
+    utterance: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to run on.
+
+    Attributes:
+        seed: of random weights and of everything drawn
+        device: cpu, cuda, cuda:1 ...
+        threads: for torch; more than there are cores slows everything
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = DEFAULT_THREADS
+
+
+@dataclass(frozen=True)
+class Client:
+    """How the client trains.
+
+    Attributes:
+        kind: share the gradient, or the weights' change (delta) after local SGD
+        mode: normalisation and dropout as in evaluation or as in training
+        local_steps: steps of local SGD behind a delta
+        learning_rate: of local SGD
+    """
+
+    kind: Literal["gradient", "delta"] = "gradient"
+    mode: Literal["eval", "train"] = "eval"
+    local_steps: int = 1
+    learning_rate: float | None = None
+
+
+def demo(*, out: Path = Path("demo"), seed: int = 0, threads: int = DEFAULT_THREADS) -> None:
+    """The main job on a synthetic corpus: updates, attacks, scores, report. Needs no network and no data.
+
+    Example: overheard demo --out demo
+
+    Args:
+        out: folder for corpus, records and page
+        seed: of corpus, weights and attacks
+        threads: for torch
+    """
+    from overheard.commands import audits
+
+    audits.demo(out, seed, threads)
+
+
+def data_download(subset: Positional[str], directory: Positional[Path], *, mirror: str | None = None) -> None:
+    """Download a part of LibriSpeech: resumed where it broke off, checked against its published checksum.
+
+    Example: overheard data download test-clean corpora
+
+    Args:
+        subset: dev-clean, dev-other, test-clean, test-other, train-clean-100, train-clean-360 or train-other-500
+        directory: where the folder LibriSpeech will be
+        mirror: URL of a folder that holds the archives, instead of OpenSLR
+    """
+    from overheard.commands import corpora
+
+    corpora.download(subset, directory, mirror)
+
+
+def data_prepare(*, corpus: Path, out: Path) -> None:
+    """Write a Lhotse manifest of a folder in LibriSpeech's layout; parts of subsets are fine.
+
+    Example: overheard data prepare --corpus corpora/LibriSpeech --out librispeech.jsonl.gz
+
+    Args:
+        corpus: the folder
+        out: the manifest, ending in .jsonl.gz
+    """
+    from overheard.commands import corpora
+
+    corpora.write_manifest(corpus, out)
+
+
+def data_synthesize(
+    directory: Positional[Path], *, speakers: int = 12, utterances_per_speaker: int = 4, seed: int = 0
+) -> None:
+    """Speak a corpus with espeak-ng: many voices, known text, the same bytes for the same seed.
+
+    Example: overheard data synthesize corpora/synthetic --speakers 12
+
+    Args:
+        directory: where the corpus will be, in LibriSpeech's layout
+        speakers: how many voices
+        utterances_per_speaker: sentences of each
+        seed: of voices and sentences
+    """
+    from overheard.commands import corpora
+
+    corpora.speak(directory, speakers, utterances_per_speaker, seed)
+
+
+def data_inspect(
+    *,
+    corpus: Path | None = None,
+    batch: Path | None = None,
+    model: str = "deepspeech2",
+    batch_size: int = 4,
+    choice: OmitArgPrefixes[Choice] = Choice(),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Every utterance's shapes and lengths on the way to CTC, feasible or why not; a histogram; one batch in full.
+
+    Example: overheard data inspect --corpus corpora/LibriSpeech --model deepspeech2 --limit 20
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        batch: a batch of your own instead: safetensors with features, num_frames, targets, target_lengths
+        model: whose front end and output lengths to use: a name, a file, or module:function
+        batch_size: utterances in the batch whose shapes are shown
+    """
+    from overheard.commands import corpora
+
+    selection = _selection(choice, machine)
+    corpora.inspect(corpus, batch, model, batch_size, selection, machine.device, machine.threads)
+
+
+def share(
+    *,
+    out: Path,
+    truth: Path,
+    corpus: Path | None = None,
+    batch: Path | None = None,
+    model: str = "deepspeech1",
+    choice: OmitArgPrefixes[Choice] = Choice(),
+    client: OmitArgPrefixes[Client] = Client(),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Compute the update that one client would share, and write the truth to a file of its own.
+
+    Example: overheard share --corpus corpora/synthetic --utterance 7001-1-0000 --out update.safetensors
+    --truth truth.safetensors
+
+    Args:
+        out: file for the update
+        truth: file for what was said
+        corpus: folder in LibriSpeech's layout, or a manifest
+        batch: a batch of your own instead: safetensors with features, num_frames, targets, target_lengths
+        model: a name, a file, or module:function
+    """
+    from overheard.commands import exchange
+
+    selection, settings = _selection(choice, machine), _settings(client)
+    exchange.share_update(out, truth, corpus, batch, model, selection, settings, machine.device, machine.threads)
+
+
+def attack(
+    update: Positional[Path],
+    *,
+    out: Path,
+    attack: str = "auto",
+    model: str | None = None,
+    known_transcript: tuple[str, ...] = (),
+    known_frames: tuple[int, ...] = (),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Recover speech from an update. Sees the update and the public model, nothing else.
+
+    Example: overheard attack update.safetensors --out rec.safetensors
+
+    Args:
+        update: file that overheard share wrote
+        out: file for the reconstruction
+        attack: by name, or auto for each in turn, or rank for the rank scan alone
+        model: the public model, where the update does not name one that can be built
+        known_transcript: declared prior knowledge: what each utterance says
+        known_frames: declared prior knowledge: input frames of each utterance
+    """
+    from overheard.commands import exchange
+
+    exchange.attack_update(
+        update,
+        out,
+        attack,
+        model,
+        known_transcript,
+        known_frames,
+        machine.seed,
+        machine.device,
+        machine.threads,
+    )
+
+
+def score(reconstruction: Positional[Path], truth: Positional[Path]) -> None:
+    """Compare a reconstruction with the truth; prints one JSON record for each utterance.
+
+    Example: overheard score rec.safetensors truth.safetensors
+
+    Args:
+        reconstruction: file that overheard attack wrote
+        truth: file that overheard share --truth wrote
+    """
+    from overheard.commands import exchange
+
+    exchange.score_files(reconstruction, truth)
+
+
+def audit(
+    *,
+    corpus: Path,
+    out: Path,
+    model: tuple[str, ...] = ("deepspeech1",),
+    attack: str = "auto",
+    known: tuple[Literal["transcript", "length"], ...] = (),
+    examples: int = 4,
+    choice: OmitArgPrefixes[Choice] = Choice(),
+    client: OmitArgPrefixes[Client] = Client(),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Share, attack and score every utterance; appends to OUT/results.jsonl and writes OUT/report.html.
+
+    Started again with the same settings it does what is missing.
+
+    Example: overheard audit --corpus corpora/LibriSpeech --model deepspeech1 --max-seconds 6.2 --out runs/ds1
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        out: folder for records, examples and page
+        model: one or more: names, files, or module:function
+        attack: by name, or auto for each in turn
+        known: what the attacker is declared to know beforehand
+        examples: so many utterances, the first ones, keep their signals for the page
+    """
+    from overheard.audit.runner import AuditPlan
+    from overheard.commands import audits
+
+    plan = AuditPlan(
+        corpus=corpus,
+        selection=_selection(choice, machine),
+        models=model,
+        client=_settings(client),
+        attack=attack,
+        known=known,
+        examples=examples,
+        seed=machine.seed,
+    )
+    audits.audit(plan, out, machine.device, machine.threads)
+
+
+def report(directory: Positional[Path]) -> None:
+    """Write DIRECTORY/report.html anew from its records.
+
+    Example: overheard report runs/ds1
+
+    Args:
+        directory: the --out folder of an audit or demo
+    """
+    from overheard.commands import audits
+
+    audits.report(directory)
+
+
+DESCRIPTION = """Measure what a speech recogniser's training updates give away about the people who spoke.
+
+For models and speech that you are authorised to test."""
+
+
+def _selection(choice: Choice, machine: Machine) -> "Selection":
+    from overheard.speech.corpus import Selection
+
+    return Selection(
+        choice.min_seconds,
+        choice.max_seconds,
+        choice.speakers,
+        choice.subsets,
+        choice.utterance,
+        choice.limit,
+        machine.seed,
+    )
+
+
+def _settings(client: Client) -> "ClientSettings":
+    from overheard.federation.client import ClientSettings
+
+    return ClientSettings(client.kind, client.mode, client.local_steps, client.learning_rate)
+
+
+def _command(name: str, function: Callable[..., None]) -> Any:
+    return Annotated[Any, subcommand(name, constructor=function)]
+
+
+DATA = Union[  # noqa: UP007 (built from values)
+    _command("download", data_download),
+    _command("prepare", data_prepare),
+    _command("synthesize", data_synthesize),
+    _command("inspect", data_inspect),
+]
+
+COMMANDS = Union[  # noqa: UP007
+    _command("demo", demo),
+    Annotated[DATA, subcommand("data", description="Corpora: download, prepare, synthesize, inspect.")],
+    _command("share", share),
+    _command("attack", attack),
+    _command("score", score),
+    _command("audit", audit),
+    _command("report", report),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exit code 0 for success, 2 for wrong input, with one line that says what is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) == ["--version"]:
+        print(f"overheard {__version__}")
+        return
+    try:
+        tyro.cli(COMMANDS, prog="overheard", args=arguments, description=DESCRIPTION)  # pyright: ignore
+    except InputError as error:
+        print(f"overheard: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("overheard: stopped; what was done is kept", file=sys.stderr)
+        sys.exit(130)

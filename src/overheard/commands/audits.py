@@ -1,0 +1,84 @@
+"""overheard audit | demo | report: whole runs."""
+
+import statistics
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from overheard.audit.records import AuditRecord
+from overheard.audit.runner import AuditPlan, run_audit
+from overheard.commands.machine import set_up
+from overheard.errors import InputError
+from overheard.report.html import write_report
+from overheard.speech.corpus import Selection
+from overheard.speech.synthetic import synthesize
+
+DEMO_SPEAKERS = 12
+DEMO_UTTERANCES_PER_SPEAKER = 1
+DEMO_LONGEST_SECONDS = 6.2
+
+
+def audit(plan: AuditPlan, out: Path, device: str, threads: int) -> None:
+    """Carry out a plan, print its table and the page's path.
+
+    Raises:
+        InputError: nothing succeeded; names the first reason.
+    """
+    where = set_up(device, threads)
+    console = Console()
+    records = run_audit(plan, out, where, console)
+    console.print(result_table(records))
+    page = write_report(out)
+    print(f"page: {page}")
+    if not any(record.status == "ok" for record in records):
+        reason = next((record.reason for record in records if record.reason), "no utterance")
+        raise InputError(str(out), f"nothing succeeded: {reason}", "see results.jsonl for each utterance's reason")
+
+
+def demo(out: Path, seed: int, threads: int) -> None:
+    """Synthesize a corpus, audit DeepSpeech 1 on it, scan DeepSpeech 2, and write the page."""
+    corpus = synthesize(
+        out / "corpus",
+        num_speakers=DEMO_SPEAKERS,
+        utterances_per_speaker=DEMO_UTTERANCES_PER_SPEAKER,
+        max_seconds=DEMO_LONGEST_SECONDS,
+        seed=seed,
+    )
+    plan = AuditPlan(
+        corpus=corpus,
+        selection=Selection(seed=seed),
+        models=("deepspeech1",),
+        scanned=("deepspeech2",),
+        seed=seed,
+    )
+    audit(plan, out / "audit", "cpu", threads)
+
+
+def report(folder: Path) -> None:
+    """Write the page of a run anew."""
+    print(f"page: {write_report(folder)}")
+
+
+def result_table(records: list[AuditRecord]) -> Table:
+    """One row for each record, and a last one that sums them up."""
+    recovered = [record for record in records if record.recovered]
+    table = Table(title="What came back", title_justify="left", show_footer=True)
+    seconds = [record.seconds for record in records if record.seconds is not None]
+    median = f"{statistics.median(seconds):.2f}" if seconds else "-"
+    table.add_column("utterance", footer=f"{len(recovered)} of {len(records)} recovered")
+    table.add_column("model")
+    table.add_column("frames", justify="right")
+    table.add_column("MAE", justify="right")
+    table.add_column("SNR dB", justify="right")
+    table.add_column("unique")
+    table.add_column("seconds", justify="right", footer=f"median {median}")
+    table.add_column("MB", justify="right")
+    table.add_column("reason", overflow="fold")
+    for record in records:
+        frames = f"{record.frames_recovered or 0}/{record.frames_true or '?'}"
+        numbers = (record.feature_mae, record.feature_snr_db, record.seconds, record.peak_mb)
+        mae, snr, spent, peak = ("-" if value is None else f"{value:.3g}" for value in numbers)
+        unique = {True: "yes", False: "no", None: "-"}[record.unique]
+        table.add_row(record.utterance, record.model, frames, mae, snr, unique, spent, peak, record.reason or "")
+    return table
