@@ -10,7 +10,14 @@ The record is (states, [r, z, u_n], n). `recurrent_sweep` has the notation.
 import torch
 from torch import Tensor
 
-from overheard.recognition.recurrent_sweep import Cell, Record, Reversed, ReversedAgain
+from overheard.recognition.recurrent_sweep import (
+    Cell,
+    Record,
+    Reversed,
+    ReversedAgain,
+    by_frame,
+    by_frame_backwards,
+)
 
 
 def _run(projections: Tensor, weight: Tensor, bias: Tensor | None) -> Record:
@@ -24,15 +31,10 @@ def _run(projections: Tensor, weight: Tensor, bias: Tensor | None) -> Record:
         gates += bias[:, None, None]
     candidates = projections[..., 2 * hidden :].clone(memory_format=torch.contiguous_format)
 
-    sigmoids = gates[..., : 2 * hidden]
-    reset, update, product = gates.chunk(3, -1)
-    every = zip(
-        *(each.unbind(1) for each in (gates, sigmoids, reset, update, product, candidates, states[:, :-1], states[:, 1:])),
-        strict=True,
-    )
-    for gate, sigmoid, r, z, u, n, previous, state in every:
+    sequences = (gates, gates[..., : 2 * hidden], *gates.chunk(3, -1), candidates, states[:, :-1], states[:, 1:])
+    for gate, reset_update, r, z, u, n, previous, state in by_frame(*sequences):
         gate.baddbmm_(previous, into_gates)
-        sigmoid.sigmoid_()
+        reset_update.sigmoid_()
         n.addcmul_(r, u).tanh_()
         torch.lerp(n, previous, z, out=state)
     return states, gates, candidates
@@ -58,32 +60,27 @@ def _sources(record: Record, gates_gradient: Tensor, n_gradient: Tensor) -> tupl
     return products, candidate
 
 
-def _reverse(record: Record, gradients: tuple[Tensor | None, ...], weight: Tensor) -> Reversed:
-    states, gates, _ = record
-    states_gradient, gates_gradient, n_gradient = gradients
+def _reverse(record: Record, weight: Tensor, gradient: Tensor, rest: tuple[Tensor, ...]) -> Reversed:
+    _, gates, _ = record
     hidden = weight.shape[2]
     slopes, candidate_slope = _slopes(record)
-    total = states_gradient.clone(memory_format=torch.contiguous_format)
-    if gates_gradient is None:
-        products, candidate_source = torch.zeros_like(slopes), None
-    else:
-        products, candidate_source = _sources(record, gates_gradient, n_gradient)
+    total = gradient.clone(memory_format=torch.contiguous_format)
+    products, source = _sources(record, *rest) if rest else (torch.zeros_like(slopes), None)
 
     update = gates[..., hidden : 2 * hidden]
-    by_gate = (3, hidden)
-    sequences = (products, products.unflatten(-1, by_gate), slopes.unflatten(-1, by_gate), update, total[:, :-1], total[:, 1:])
-    for product, product_by_gate, slope, z, previous, state in zip(*(each.unbind(1)[::-1] for each in sequences), strict=True):
-        product_by_gate.addcmul_(slope, state.unsqueeze(2))
+    sequences = (products, products.unflatten(-1, (3, hidden)), slopes.unflatten(-1, (3, hidden)), update)
+    for product, by_gate, slope, z, previous, state in by_frame_backwards(*sequences, total[:, :-1], total[:, 1:]):
+        by_gate.addcmul_(slope, state.unsqueeze(2))
         previous.addcmul_(state, z).baddbmm_(product, weight)
 
     candidate = total[:, 1:] * candidate_slope
-    if candidate_source is not None:
-        candidate += candidate_source
+    if source is not None:
+        candidate += source
     return Reversed(torch.cat([products[..., : 2 * hidden], candidate], -1), products, (total,))
 
 
 def _reverse_again(
-    record: Record, trace: tuple[Tensor, ...], weight: Tensor, direction: Tensor | None, products: Tensor
+    record: Record, weight: Tensor, trace: tuple[Tensor, ...], direction: Tensor | None, products: Tensor
 ) -> ReversedAgain:
     states, gates, n = record
     (total,) = trace
@@ -97,8 +94,7 @@ def _reverse_again(
         torch.mul(candidate_slope, direction[..., 2 * hidden :], out=tangents[:, 1:])
 
     sequences = (products, *products.chunk(3, -1), *slopes.chunk(3, -1), z, tangents[:, :-1], tangents[:, 1:])
-    every = zip(*(each.unbind(1) for each in sequences), strict=True)
-    for product, p_r, p_z, p_u, s_r, s_z, s_u, carried, previous, tangent in every:
+    for product, p_r, p_z, p_u, s_r, s_z, s_u, carried, previous, tangent in by_frame(*sequences):
         product.baddbmm_(previous, into_gates)
         tangent.addcmul_(carried, previous).addcmul_(s_r, p_r).addcmul_(s_z, p_z).addcmul_(s_u, p_u)
 

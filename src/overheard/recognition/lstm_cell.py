@@ -12,7 +12,14 @@ The record is (states, memories, [i, f, g, o]); memories hold c with the zero in
 import torch
 from torch import Tensor
 
-from overheard.recognition.recurrent_sweep import Cell, Record, Reversed, ReversedAgain
+from overheard.recognition.recurrent_sweep import (
+    Cell,
+    Record,
+    Reversed,
+    ReversedAgain,
+    by_frame,
+    by_frame_backwards,
+)
 
 
 def _run(projections: Tensor, weight: Tensor, bias: Tensor | None) -> Record:
@@ -28,8 +35,7 @@ def _run(projections: Tensor, weight: Tensor, bias: Tensor | None) -> Record:
     squashed = projections.new_empty(directions, batch, hidden)
     sequences = (gates, gates[..., : 2 * hidden], *gates.chunk(4, -1))
     sequences += (memories[:, :-1], memories[:, 1:], states[:, :-1], states[:, 1:])
-    every = zip(*(each.unbind(1) for each in sequences), strict=True)
-    for gate, input_forget, i, f, g, o, previous_memory, memory, previous, state in every:
+    for gate, input_forget, i, f, g, o, previous_memory, memory, previous, state in by_frame(*sequences):
         gate.baddbmm_(previous, into_gates)
         input_forget.sigmoid_()
         g.tanh_()
@@ -57,21 +63,23 @@ def _sources(record: Record, gates_gradient: Tensor) -> Tensor:
     return gates_gradient * slopes
 
 
-def _reverse(record: Record, gradients: tuple[Tensor | None, ...], weight: Tensor) -> Reversed:
+def _reverse(record: Record, weight: Tensor, gradient: Tensor, rest: tuple[Tensor, ...]) -> Reversed:
     states, _, gates = record
-    states_gradient, memories_gradient, gates_gradient = gradients
     hidden = weight.shape[2]
     into_memory, output_slope, memory_slope = _slopes(record)
-    total = states_gradient.clone(memory_format=torch.contiguous_format)
-    memory_total = torch.zeros_like(states) if memories_gradient is None else memories_gradient.clone()
-    products = torch.zeros_like(gates) if gates_gradient is None else _sources(record, gates_gradient)
+    total = gradient.clone(memory_format=torch.contiguous_format)
+    if rest:
+        memory_total, products = rest[0].clone(memory_format=torch.contiguous_format), _sources(record, rest[1])
+    else:
+        memory_total, products = torch.zeros_like(states), torch.zeros_like(gates)
 
-    forget = gates[..., hidden : 2 * hidden]
-    by_gate = products.unflatten(-1, (4, hidden))
-    sequences = (products, by_gate[..., :3, :], by_gate[..., 3, :], into_memory.unflatten(-1, (3, hidden)), output_slope)
-    sequences += (memory_slope, forget, memory_total[:, :-1], memory_total[:, 1:], total[:, :-1], total[:, 1:])
-    every = zip(*(each.unbind(1)[::-1] for each in sequences), strict=True)
-    for product, inner, outer, slope, s_o, s_c, f, previous_memory, memory, previous, state in every:
+    inner_products = products[..., : 3 * hidden].unflatten(-1, (3, hidden))
+    sequences = (products, inner_products, products[..., 3 * hidden :])
+    sequences += (into_memory.unflatten(-1, (3, hidden)), output_slope, memory_slope, gates[..., hidden : 2 * hidden])
+    sequences += (memory_total[:, :-1], memory_total[:, 1:], total[:, :-1], total[:, 1:])
+    for product, inner, outer, slope, s_o, s_c, f, previous_memory, memory, previous, state in by_frame_backwards(
+        *sequences
+    ):
         memory.addcmul_(state, s_c)
         inner.addcmul_(slope, memory.unsqueeze(2))
         outer.addcmul_(state, s_o)
@@ -81,7 +89,7 @@ def _reverse(record: Record, gradients: tuple[Tensor | None, ...], weight: Tenso
 
 
 def _reverse_again(
-    record: Record, trace: tuple[Tensor, ...], weight: Tensor, direction: Tensor | None, products: Tensor
+    record: Record, weight: Tensor, trace: tuple[Tensor, ...], direction: Tensor | None, products: Tensor
 ) -> ReversedAgain:
     states, memories, gates = record
     total, memory_total = trace
@@ -93,10 +101,13 @@ def _reverse_again(
         products += direction
 
     tangents, memory_tangents = torch.zeros_like(states), torch.zeros_like(states)
-    sequences = (products, *products.chunk(4, -1), *into_memory.chunk(3, -1), output_slope, memory_slope, f)
-    sequences += (memory_tangents[:, :-1], memory_tangents[:, 1:], tangents[:, :-1], tangents[:, 1:])
-    every = zip(*(each.unbind(1) for each in sequences), strict=True)
-    for product, p_i, p_f, p_g, p_o, s_i, s_f, s_g, s_o, s_c, carried, previous_memory, memory, previous, tangent in every:
+    memory_steps = by_frame(f, *into_memory.chunk(3, -1), memory_tangents[:, :-1], memory_tangents[:, 1:])
+    state_steps = by_frame(memory_slope, output_slope, tangents[:, :-1], tangents[:, 1:])
+    product_steps = by_frame(products, *products.chunk(4, -1))
+    for into_memory_t, into_state_t, into_gates_t in zip(memory_steps, state_steps, product_steps, strict=True):
+        carried, s_i, s_f, s_g, previous_memory, memory = into_memory_t
+        s_c, s_o, previous, tangent = into_state_t
+        product, p_i, p_f, p_g, p_o = into_gates_t
         product.baddbmm_(previous, into_gates)
         memory.addcmul_(carried, previous_memory).addcmul_(s_i, p_i).addcmul_(s_f, p_f).addcmul_(s_g, p_g)
         tangent.addcmul_(s_c, memory).addcmul_(s_o, p_o)

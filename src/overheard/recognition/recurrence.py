@@ -1,9 +1,9 @@
 """One recurrent layer: torch's parameters and results, with a choice of how it is differentiated.
 
-`nn.GRU`, `nn.LSTM` and `nn.RNN` cannot be differentiated twice on a GPU (cuDNN has no double backward) and only at a great
-price in time and memory on a CPU. `Recurrence` has the same parameters under the same names and computes the same function
-with either of two engines: torch's own kernels, which train fastest, or the sweep of `recurrent_sweep`, which gradient
-matching needs.
+`nn.GRU`, `nn.LSTM` and `nn.RNN` cannot be differentiated twice on a GPU (cuDNN has no double backward) and only at a
+great price in time and memory on a CPU. `Recurrence` has the same parameters under the same names and computes the same
+function with either of two engines: torch's own kernels, or the sweep of `recurrent_sweep`, which gradient matching
+needs.
 """
 
 from typing import Literal, get_args
@@ -29,8 +29,8 @@ _CELLS: dict[str, Cell] = {"gru": GRU, "lstm": LSTM, "tanh": TANH}
 class Recurrence(nn.RNNBase):
     """One layer of a GRU, LSTM or tanh RNN, its directions kept apart.
 
-    The parameters are those of the one-layer `nn.GRU`, `nn.LSTM` or `nn.RNN`, name by name, so that state dicts load both
-    ways; they are drawn uniformly from +-1/sqrt(hidden_size), in torch's order.
+    The parameters are those of the one-layer `nn.GRU`, `nn.LSTM` or `nn.RNN`, name by name, so that state dicts load
+    both ways; they are drawn uniformly from +-1/sqrt(hidden_size), in torch's order.
 
     Attributes:
         cell: "gru" (torch's formulation), "lstm" or "tanh".
@@ -114,7 +114,7 @@ class Recurrence(nn.RNNBase):
             return self._native(inputs, lengths)
         # Reduced precision would lose the second derivatives, and in-place products do not go through autocast.
         with torch.autocast(inputs.device.type, enabled=False):
-            return self._analytic(inputs.to(self.weight_ih_l0.dtype), lengths)
+            return self._analytic(inputs.to(self.all_weights[0][0].dtype), lengths)
 
     def _native(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
         directions = 1 + self.bidirectional
@@ -147,11 +147,13 @@ class Recurrence(nn.RNNBase):
 
         input_biases = parameters("bias_ih") if self.bias else [None] * len(suffixes)
         projections = [
-            F.linear(inputs, weight, bias) for weight, bias in zip(parameters("weight_ih"), input_biases, strict=True)
+            F.linear(inputs, *weight_and_bias)
+            for weight_and_bias in zip(parameters("weight_ih"), input_biases, strict=True)
         ]
         projections[1:] = [_turn_round(each, order) for each in projections[1:]]
-        recurrent_bias = torch.stack(parameters("bias_hh")) if self.bias else None
-        states = sweep(_CELLS[self.cell], torch.stack(projections), torch.stack(parameters("weight_hh")), recurrent_bias)
+        weight = torch.stack(parameters("weight_hh"))
+        bias = torch.stack(parameters("bias_hh")) if self.bias else None
+        states = sweep(_CELLS[self.cell], torch.stack(projections), weight, bias)
 
         forward, *backward = states.unbind(0)
         states = torch.stack([forward, *(_turn_round(each, order) for each in backward)], 2)  # (T, N, D, H)

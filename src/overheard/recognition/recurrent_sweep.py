@@ -1,32 +1,32 @@
 """A recurrent layer's sweep over time that can be differentiated twice, quickly and in little memory.
 
-Automatic differentiation of a step-by-step loop keeps one recurrent weight gradient per frame as soon as the gradient is
-itself to be differentiated. Here the sweep and its reverse are two `torch.autograd.Function`s with hand-written loops:
+Automatic differentiation of a step-by-step loop keeps one recurrent weight gradient per frame as soon as the gradient
+is itself to be differentiated. Here the sweep and its reverse are two `torch.autograd.Function`s with hand-written
+loops:
 
     run            states and gates from the input projections, frame after frame
     reverse        gradients of the projections; the weights' gradient is one matrix product over all frames
     reverse_again  derivative of `reverse`: Pearlmutter's R-operator ("Fast exact multiplication by the Hessian", 1994)
                    pushes the incoming direction forward in time
 
-What `run` recorded is an output of the first function, so that `reverse_again` hands its derivatives with respect to the
-record back to autograd, and the second pass through `reverse` takes them up beside those of the layers above: a second
-derivative costs four loops, not five.
+What `run` recorded is an output of the first function, so that `reverse_again` hands its derivatives with respect to
+the record back to autograd, and the second pass through `reverse` takes them up beside those of the layers above: a
+second derivative costs four loops, not five.
 
-Notation, in every cell: D directions, T frames, N batch, H hidden size, K = gates * H. Every direction runs forward in time
-here; the caller has turned the backward one round. `states` has T + 1 entries, the first being the zero initial state.
-With a_t the pre-activations, every cell reads the previous state through one product only:
+Notation, in every cell: D directions, T frames, N batch, H hidden size, K = gates * H. Every direction runs forward in
+time here; the caller has turned the backward one round. `states` has T + 1 entries, the first being the zero initial
+state. With a_t the pre-activations, every cell reads the previous state through one product only:
 
     a_t = projections_t (+) (states_t W^T + b),        W (K, H), b (K,)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Record = tuple[Tensor, ...]
 """What a run keeps: the states (D, T + 1, N, H) first, then whatever else the cell's derivatives need."""
@@ -70,16 +70,17 @@ class Cell:
         mode: torch's name of it.
         gates: how many rows of size H its weights have.
         run: `(projections, weight, bias) -> record`.
-        reverse: `(record, gradients of the record, weight) -> Reversed`. Either the states' gradient is given alone, or all.
-        reverse_again: `(record, trace, weight, direction of the projections' gradient, direction of the products) ->
+        reverse: `(record, weight, gradient of the states, gradients of the rest of the record) -> Reversed`, the last
+            being empty in a first pass.
+        reverse_again: `(record, weight, trace, direction of the projections' gradient, direction of the products) ->
             ReversedAgain`. It may overwrite the last argument.
     """
 
     mode: str
     gates: int
     run: Callable[[Tensor, Tensor, Tensor | None], Record]
-    reverse: Callable[[Record, tuple[Tensor | None, ...], Tensor], Reversed]
-    reverse_again: Callable[[Record, tuple[Tensor, ...], Tensor, Tensor | None, Tensor], ReversedAgain]
+    reverse: Callable[[Record, Tensor, Tensor, tuple[Tensor, ...]], Reversed]
+    reverse_again: Callable[[Record, Tensor, tuple[Tensor, ...], Tensor | None, Tensor], ReversedAgain]
 
 
 def sweep(
@@ -97,16 +98,26 @@ def sweep(
         bias: recurrent biases.
 
     Raises:
-        RuntimeError: when a third derivative is taken.
+        RuntimeError: when a second derivative is taken with create_graph=True, as for a third.
     """
     return _Sweep.apply(cell, projections, weight, bias)[0][:, 1:]
+
+
+def by_frame(*sequences: Float[Tensor, "D _ N *_"]) -> Iterator[tuple[Tensor, ...]]:
+    """Views of all sequences at frame 0, 1, ... T - 1."""
+    return zip(*(sequence.unbind(1) for sequence in sequences), strict=True)
+
+
+def by_frame_backwards(*sequences: Float[Tensor, "D _ N *_"]) -> Iterator[tuple[Tensor, ...]]:
+    """Views of all sequences at frame T - 1, T - 2, ... 0."""
+    return zip(*(sequence.unbind(1)[::-1] for sequence in sequences), strict=True)
 
 
 def _wanted(context: Any, index: int) -> bool:
     """Whether this backward pass has to produce the gradient of the input tensor `index`, counting tensors alone.
 
-    `needs_input_grad` is settled when the graph is built: gradient matching would pay for two weight gradients that nobody
-    asked for. Autograd's engine knows.
+    `needs_input_grad` is settled when the graph is built: gradient matching would pay for two weight gradients that
+    nobody asked for. Autograd's engine knows.
     """
     inputs = context.next_functions
     node = inputs[index][0] if index < len(inputs) else None
@@ -137,19 +148,19 @@ class _Sweep(torch.autograd.Function):
             return None, None, None, None
         weight, *record = ctx.saved_tensors
         wanted = _wanted(ctx, 1), _wanted(ctx, 2)
-        return None, *_Reverse.apply(ctx.cell, wanted, weight, *record, *gradients)
+        # The rest of the record has gradients only in a second pass, and then all of them.
+        given = gradients[:1] if gradients[-1] is None else gradients
+        return None, *_Reverse.apply(ctx.cell, wanted, weight, len(record), *record, *given)
 
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, cell: Cell, wanted: tuple[bool, bool], weight: Tensor, *tensors: Tensor | None
+        ctx: Any, cell: Cell, wanted: tuple[bool, bool], weight: Tensor, size: int, *tensors: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        half = len(tensors) // 2
-        record, gradients = tensors[:half], tensors[half:]
-        result = cell.reverse(record, gradients, weight)
-        ctx.cell, ctx.half = cell, half
-        ctx.second_pass = any(gradient is not None for gradient in gradients[1:])
+        record, gradients = tensors[:size], tensors[size:]
+        result = cell.reverse(record, weight, gradients[0], gradients[1:])
+        ctx.cell, ctx.size, ctx.given = cell, size, len(gradients)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight, *record, *result.trace)
         return (
@@ -159,17 +170,16 @@ class _Reverse(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, projections: Tensor | None, weights: Tensor | None, biases: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        if ctx.second_pass:
-            raise RuntimeError("a recurrent sweep can be differentiated twice, not three times")
+        # `once_differentiable` would not do: autograd.grad leaves its error node out and returns a wrong derivative.
+        if torch.is_grad_enabled():
+            raise RuntimeError("a recurrent sweep can be differentiated twice, not three times: drop create_graph=True")
         weight, *saved = ctx.saved_tensors
-        record, trace = tuple(saved[: ctx.half]), tuple(saved[ctx.half :])
+        record, trace = tuple(saved[: ctx.size]), tuple(saved[ctx.size :])
         states = record[0]
-        directions, batch, hidden = states.shape[0], states.shape[2], states.shape[3]
-        frames = states.shape[1] - 1
+        directions, frames, batch, hidden = states[:, 1:].shape
 
         # The direction of every product states_t W^T + b, as far as it does not come from earlier frames.
         if weights is None:
@@ -179,9 +189,9 @@ class _Reverse(torch.autograd.Function):
         if biases is not None:
             products += biases[:, None, None]
 
-        result = ctx.cell.reverse_again(record, trace, weight, projections, products)
+        result = ctx.cell.reverse_again(record, weight, trace, projections, products)
         if weights is not None:
             previous = result.record[0][:, :-1].view(directions, frames * batch, hidden)
             previous.baddbmm_(_rows(result.products), weights)
         weight_gradient = _weight_gradient(result.products, result.states) if _wanted(ctx, 0) else None
-        return None, None, weight_gradient, *result.record, result.states, *[None] * (ctx.half - 1)
+        return None, None, weight_gradient, None, *result.record, result.states, *[None] * (ctx.given - 1)

@@ -8,7 +8,14 @@ The record is (states,). `recurrent_sweep` has the notation.
 import torch
 from torch import Tensor
 
-from overheard.recognition.recurrent_sweep import Cell, Record, Reversed, ReversedAgain
+from overheard.recognition.recurrent_sweep import (
+    Cell,
+    Record,
+    Reversed,
+    ReversedAgain,
+    by_frame,
+    by_frame_backwards,
+)
 
 
 def _run(projections: Tensor, weight: Tensor, bias: Tensor | None) -> Record:
@@ -16,25 +23,25 @@ def _run(projections: Tensor, weight: Tensor, bias: Tensor | None) -> Record:
     into_states = weight.transpose(1, 2).contiguous()
     states = projections.new_zeros(directions, frames + 1, batch, hidden)
     states[:, 1:] = projections if bias is None else projections + bias[:, None, None]
-    for previous, state in zip(states[:, :-1].unbind(1), states[:, 1:].unbind(1), strict=True):
+    for previous, state in by_frame(states[:, :-1], states[:, 1:]):
         state.baddbmm_(previous, into_states).tanh_()
     return (states,)
 
 
-def _reverse(record: Record, gradients: tuple[Tensor | None, ...], weight: Tensor) -> Reversed:
+def _reverse(record: Record, weight: Tensor, gradient: Tensor, rest: tuple[Tensor, ...]) -> Reversed:
+    # `rest` is always empty: the states are the whole record.
     (states,) = record
-    total = gradients[0].clone(memory_format=torch.contiguous_format)
+    total = gradient.clone(memory_format=torch.contiguous_format)
     slopes = 1 - states[:, 1:] * states[:, 1:]
     products = torch.empty_like(slopes)
-    sequences = (products, slopes, total[:, :-1], total[:, 1:])
-    for product, slope, previous, state in zip(*(each.unbind(1)[::-1] for each in sequences), strict=True):
+    for product, slope, previous, state in by_frame_backwards(products, slopes, total[:, :-1], total[:, 1:]):
         torch.mul(slope, state, out=product)
         previous.baddbmm_(product, weight)
     return Reversed(products, products, (total,))
 
 
 def _reverse_again(
-    record: Record, trace: tuple[Tensor, ...], weight: Tensor, direction: Tensor | None, products: Tensor
+    record: Record, weight: Tensor, trace: tuple[Tensor, ...], direction: Tensor | None, products: Tensor
 ) -> ReversedAgain:
     (states,) = record
     (total,) = trace
@@ -43,8 +50,7 @@ def _reverse_again(
     if direction is not None:
         products += direction
     tangents = torch.zeros_like(states)
-    sequences = (products, slopes, tangents[:, :-1], tangents[:, 1:])
-    for product, slope, previous, tangent in zip(*(each.unbind(1) for each in sequences), strict=True):
+    for product, slope, previous, tangent in by_frame(products, slopes, tangents[:, :-1], tangents[:, 1:]):
         product.baddbmm_(previous, into_states)
         torch.mul(slope, product, out=tangent)
 
