@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
 from urllib3.util import Retry, Timeout, make_headers, parse_url
 
 from overheard import __version__
@@ -51,7 +51,8 @@ def fetch(url: str, part: Path, *, max_retries: int, first_wait: float, console:
         with Progress(TextColumn("{task.description}"), *columns, console=console) as progress, _pool(url) as pool:
             _fetch(pool, url, part, _retries(max_retries, first_wait), progress)
     except HTTPError as error:
-        found = f"the transfer failed: {getattr(error, 'reason', None) or error}"
+        reason = getattr(error, "reason", None) or error
+        found = f"the transfer failed: {reason.args[0] if isinstance(reason, ProtocolError) else reason}"
         remedy = f"run it again, {_size(part):,} bytes are kept in {part}; or name another mirror"
         raise InputError(url, found, remedy) from error
 
