@@ -133,12 +133,12 @@ class _Audited:
         try:
             reconstruction, truth = self._attack(cut)
         except InputError as error:
-            return [self.failed(Problem(cut.id, speaker, error.found, error.remedy), cut.duration)]
+            return [self.failed(Problem(cut.id, speaker, str(error.found), error.remedy), cut.duration)]
         except (RuntimeError, ArithmeticError, MemoryError) as error:
             # torch reports failed decompositions and memory that ran out as RuntimeError.
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return [self.failed(Problem(cut.id, speaker, reason, ""), cut.duration)]
-        records = [self._completed(record, cut.duration) for record in score(reconstruction, truth)]
+        records = [self._completed(record) for record in score(reconstruction, truth)]
         if keep:
             folder = f"examples/{cut.id}" if len(self.plan.models) == 1 else f"examples/{cut.id}-{_slug(self.text)}"
             keep_example(self.out / folder, reconstruction, truth)
@@ -171,6 +171,7 @@ class _Audited:
         record = AuditRecord(
             utterance=problem.utterance,
             speaker=problem.speaker,
+            seconds_audio=seconds_audio,
             reason=problem.reason,
             kind=self.plan.client.kind,
             mode=self.plan.client.mode,
@@ -180,13 +181,12 @@ class _Audited:
             prior=", ".join(self.plan.known) or "nothing",
             version=__version__,
         )
-        return self._completed(record, seconds_audio)
+        return self._completed(record)
 
-    def _completed(self, record: AuditRecord, seconds_audio: float | None) -> AuditRecord:
+    def _completed(self, record: AuditRecord) -> AuditRecord:
         weights = f"random, seed {self.plan.seed}" if self.name.startswith("{") else "as given"
         return replace(
             record,
-            seconds_audio=seconds_audio,
             model=self.text,
             weights=weights,
             defence="none",

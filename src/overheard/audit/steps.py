@@ -110,14 +110,20 @@ def public_model(update: ClientUpdate, text: str | None, seed: int, source: str)
 def score(reconstruction: Reconstruction, truth: Truth) -> list[AuditRecord]:
     """One record for each true utterance, in the truth's order; those that nothing stands for have failed."""
     pairs = match_utterances(reconstruction.features, tuple(said.features for said in truth.utterances))
-    return [_score_one(reconstruction, said, pairs.get(index)) for index, said in enumerate(truth.utterances)]
+    sample_rate = truth.front_end.sample_rate
+    return [
+        _score_one(reconstruction, said, pairs.get(index), sample_rate) for index, said in enumerate(truth.utterances)
+    ]
 
 
-def _score_one(reconstruction: Reconstruction, said: TrueUtterance, index: int | None) -> AuditRecord:
+def _score_one(
+    reconstruction: Reconstruction, said: TrueUtterance, index: int | None, sample_rate: int
+) -> AuditRecord:
     given = reconstruction.given
     record = AuditRecord(
         utterance=said.id,
         speaker=said.speaker,
+        seconds_audio=None if said.waveform is None else len(said.waveform) / sample_rate,
         kind=given.get("kind"),
         mode=given.get("mode"),
         batch=given.get("batch"),

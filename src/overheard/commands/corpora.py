@@ -23,6 +23,8 @@ from overheard.speech.corpus import Selection, load_corpus, prepare, select
 from overheard.speech.download import OPENSLR, download_subset
 from overheard.speech.synthetic import synthesize
 
+TABLE_WIDTH = 128
+
 
 def download(subset: str, directory: Path, mirror: str | None) -> None:
     """Fetch a subset and say where it is."""
@@ -61,6 +63,8 @@ def inspect(
         raise InputError("corpus", "neither or both of --corpus and --batch", "give one of them")
     recogniser = resolve_model(model, selection.seed)
     console = Console()
+    # Shapes do not fold well; a terminal narrower than this wraps whole lines.
+    console.width = max(console.width, TABLE_WIDTH)
     if corpus is None:
         assert batch is not None
         _print_batch(console, recogniser, read_batch(recogniser, batch)[0], model)
@@ -82,9 +86,9 @@ def inspect(
 
 def _utterance_table(rows: list[UtteranceShapes], model: str) -> Table:
     table = Table(title=f"Utterances as {model} sees them", title_justify="left")
-    names = ("utterance", "speaker", "seconds", "waveform (S,)", "features (T, N, F)", "T'", "labels", "repeats")
-    for name in (*names, "needs T'"):
-        table.add_column(name, justify="left" if name in names[:2] else "right")
+    names = ("utterance", "speaker", "seconds", "samples (S,)", "features (T, N, F)", "T'", "labels", "repeats")
+    for name in (*names, "needs"):
+        table.add_column(name, justify="left" if name in names[:2] else "right", no_wrap=True)
     table.add_column("feasible", overflow="fold")
     for row in rows:
         seconds = None if row.seconds is None else f"{row.seconds:.2f}"

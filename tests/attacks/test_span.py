@@ -1,0 +1,163 @@
+"""The closed form: right where it is determined, silent where it is not."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from builders import batch_of, observe, small_deepspeech1, small_deepspeech2, speech_like
+from overheard.attacks import span
+from overheard.attacks.observation import Prior
+from overheard.attacks.windows import WindowedLayer, find_windowed_layer
+from overheard.federation.client import ClientSettings
+
+
+def run(observation, **options):
+    return span.attack(observation, span.SpanConfig(**options), generator=torch.Generator())
+
+
+@pytest.mark.parametrize("num_frames", [3, 5, 20, 60, 103])
+def test_features_and_length_come_back(num_frames: int) -> None:
+    batch = batch_of(num_frames)
+    found = run(observe(small_deepspeech1(), batch))
+    assert found.unique
+    assert found.features[0].shape == (num_frames, 26)
+    assert (found.features[0] - batch.features[:, 0]).abs().mean() < 1e-2
+    assert found.diagnostics["rank"] == num_frames
+
+
+def test_the_predicted_error_bounds_the_true_one() -> None:
+    batch = batch_of(80)
+    found = run(observe(small_deepspeech1(), batch))
+    scale = batch.features.square().mean().sqrt()
+    error = (found.features[0] - batch.features[:, 0]).square().mean().sqrt() / scale
+    assert error <= found.diagnostics["predicted_error"]
+    assert found.diagnostics["predicted_error"] < 1e3 * error, "a bound that says nothing"
+
+
+def test_a_delta_gives_the_same_as_a_gradient() -> None:
+    batch = batch_of(40)
+    settings = ClientSettings(kind="delta", local_steps=1, learning_rate=0.1)
+    found = run(observe(small_deepspeech1(), batch, settings))
+    assert (found.features[0] - batch.features[:, 0]).abs().mean() < 1e-2
+
+
+def test_past_the_capacity_nothing_is_made_up() -> None:
+    found = run(observe(small_deepspeech1(hidden_size=256), batch_of(125)))
+    assert not found.features
+    assert "past the capacity" in str(found.reason)
+
+
+def test_other_known_length_gives_nothing() -> None:
+    found = run(observe(small_deepspeech1(), batch_of(30), prior=Prior(num_frames=(29,))), neighbours=0)
+    assert not found.features
+
+
+def test_a_model_without_windows_is_told() -> None:
+    batch = batch_of(30, num_features=257)
+    found = run(observe(small_deepspeech2(), batch))
+    assert not found.features
+    assert "no layer" in str(found.reason)
+
+
+def test_features_unrelated_to_the_update_do_not_pass_as_unique() -> None:
+    """A span of random directions has no windows in it; the solver's own test must say so."""
+    layer = find_windowed_layer(small_deepspeech1(), 26)
+    assert layer is not None
+    random = torch.linalg.qr(torch.randn(131, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
+    solution = span.solve_span(random, layer, 40)
+    assert solution is None or solution.predicted_error > 1e-2
+
+
+@given(
+    window=st.integers(2, 5), stride=st.integers(1, 2), before=st.integers(0, 2), after=st.integers(0, 2),
+    num_frames=st.integers(6, 14),
+)  # fmt: skip
+def test_banded_equations_equal_the_dense_ones(
+    window: int, stride: int, before: int, after: int, num_frames: int
+) -> None:
+    num_features = 3
+    columns = torch.arange(window * num_features)
+    layer = WindowedLayer(
+        "x", columns // num_features, columns % num_features, window, stride, before, after, num_features
+    )
+    positions = layer.num_positions(num_frames)
+    if positions < 1:
+        return
+    generator = torch.Generator().manual_seed(window * 100 + num_frames)
+    size = window * num_features + 1
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    projector = root @ root.T
+    band, right = span._normal_equations(projector, layer, num_frames, positions)
+    dense = torch.zeros(num_frames * num_features, num_frames * num_features, dtype=torch.float64)
+    constant = torch.zeros(num_frames * num_features, dtype=torch.float64)
+    for position in range(positions):
+        cut = torch.zeros(size - 1, num_frames * num_features, dtype=torch.float64)
+        for place in range(window):
+            frame = position * stride - before + place
+            if 0 <= frame < num_frames:
+                for feature in range(num_features):
+                    cut[place * num_features + feature, frame * num_features + feature] = 1.0
+        dense += cut.T @ projector[:-1, :-1] @ cut
+        constant -= cut.T @ projector[:-1, -1]
+    assert torch.allclose(torch.from_numpy(right), constant, atol=1e-10)
+    unknowns = num_frames * num_features
+    for offset in range(band.shape[0]):
+        if offset < unknowns:
+            below = torch.from_numpy(band[offset, : unknowns - offset].copy())
+            assert torch.allclose(below, dense.diagonal(-offset), atol=1e-10)
+    assert not dense.tril(-band.shape[0]).any()
+
+
+class StridedEncoder(nn.Module):
+    """A convolution over time, as in Transformer encoders, then symbols."""
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.front = nn.Conv1d(26, 220, kernel, stride, padding)
+        self.output = nn.Linear(220, 29)
+        self.front_end = small_deepspeech1(hidden_size=4).front_end
+        self.stride = stride
+
+    def output_lengths(self, num_frames: torch.Tensor) -> torch.Tensor:
+        kernel, padding = self.front.kernel_size[0], int(self.front.padding[0])
+        return (num_frames + 2 * padding - kernel) // self.stride + 1
+
+    def forward(self, features: torch.Tensor, num_frames: torch.Tensor):
+        hidden = self.front(features.permute(1, 2, 0)).permute(2, 0, 1)
+        return self.output(torch.nn.functional.gelu(hidden)), self.output_lengths(num_frames)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 3, 3), (5, 2, 0), (3, 1, 1)])
+def test_strided_convolutions_are_found_and_inverted(kernel: int, stride: int, padding: int) -> None:
+    torch.manual_seed(0)
+    model = StridedEncoder(kernel, stride, padding)
+    layer = find_windowed_layer(model, 26)
+    assert layer is not None
+    assert (layer.name, layer.window, layer.stride, layer.before, layer.after) == (
+        "front", kernel, stride, padding, padding,
+    )  # fmt: skip
+    num_frames = layer.stride * 30 + kernel - 2 * padding
+    batch = batch_of(num_frames)
+    found = run(observe(model, batch))
+    assert found.features[0].shape == (num_frames, 26)
+    assert (found.features[0] - batch.features[:, 0]).abs().mean() < 1e-2
+
+
+def test_the_probe_leaves_the_model_as_it_was() -> None:
+    model = small_deepspeech1().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    find_windowed_layer(model, 26)
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_windows_match_what_the_model_splices() -> None:
+    model = small_deepspeech1()
+    layer = find_windowed_layer(model, 26)
+    assert layer is not None
+    assert (layer.window, layer.stride, layer.before, layer.after, layer.capacity) == (5, 1, 2, 2, 104)
+    assert layer.lengths(17) == [17]
+    assert layer.windows(speech_like(9, 26)).shape == (9, 130)

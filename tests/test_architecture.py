@@ -1,0 +1,96 @@
+"""The arrows of the house and the wall: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "overheard"
+
+LAYERS = {
+    "errors": set(),
+    "storage": {"errors"},
+    "metering": {"errors"},
+    "speech": {"errors", "storage"},
+    "recognition": {"errors", "storage", "speech"},
+    "federation": {"errors", "storage", "speech", "recognition"},
+    "attacks": {"errors", "storage", "metering", "speech", "recognition", "federation"},
+    "metrics": {"errors", "storage", "speech"},
+    "audit": {"errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics"},
+    "report": {"errors", "storage", "audit.records"},
+    "benchmarks": {"errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "audit"},
+    "commands": {
+        "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "audit", "report",
+        "benchmarks",
+    },
+    "cli": {"errors", "commands", "speech", "federation", "audit"},
+}  # fmt: skip
+"""What each part may import besides itself and the version."""
+
+BEHIND_THE_WALL = ("overheard.speech.corpus", "overheard.speech.synthetic", "overheard.metrics", "overheard.audit")
+"""Where truth is; no attack may import it."""
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of what a file imports from the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.startswith("overheard.")}
+
+
+def part_of(path: Path) -> str:
+    """The folder, or the single file, that a file belongs to."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path: Path) -> None:
+    part = part_of(path)
+    if part in ("__init__", "__main__"):
+        return
+    for name in imports(path):
+        target = name.removeprefix("overheard.")
+        if target.split(".")[0] in (part, "__version__"):
+            continue
+        allowed = any(target == each or target.startswith(f"{each}.") for each in LAYERS[part])
+        assert allowed, f"{path.name} in {part} imports {name}"
+
+
+def test_the_wall_holds_for_everything_an_attack_reaches() -> None:
+    """Followed through every module that an attack imports, directly or not."""
+    waiting = [path for path in FILES if part_of(path) == "attacks"]
+    seen: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in imports(path):
+            assert not name.startswith(BEHIND_THE_WALL), f"{path.relative_to(SOURCE)} imports {name}"
+            candidate = SOURCE.joinpath(*name.split(".")[1:])
+            waiting += [file for file in (candidate.with_suffix(".py"), candidate / "__init__.py") if file.is_file()]
+    assert SOURCE / "storage.py" in seen, "nothing was followed"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_hold_one_idea(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 400, f"{path.name} has {lines} lines: two ideas"
+    assert path.stem not in ("utils", "helpers", "common", "misc")
+
+
+def test_the_readme_tree_names_every_source_file() -> None:
+    """The tree in README.md is true: each file is there, and nothing that is not."""
+    readme = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
+    listed = {word.strip("`,") for line in tree.splitlines() for word in line.split() if word.strip("`,").endswith(".py")}
+    real = {path.name for path in FILES if path.name != "__init__.py"}
+    assert listed - {"__init__.py"} == real
