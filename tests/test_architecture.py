@@ -91,6 +91,8 @@ def test_the_readme_tree_names_every_source_file() -> None:
     """The tree in README.md is true: each file is there, and nothing that is not."""
     readme = (SOURCE.parents[1] / "README.md").read_text(encoding="utf-8")
     tree = readme.split("<!-- tree -->")[1].split("<!-- /tree -->")[0]
-    listed = {word.strip("`,") for line in tree.splitlines() for word in line.split() if word.strip("`,").endswith(".py")}
+    listed = {
+        word.strip("`,") for line in tree.splitlines() for word in line.split() if word.strip("`,").endswith(".py")
+    }
     real = {path.name for path in FILES if path.name != "__init__.py"}
     assert listed - {"__init__.py"} == real

@@ -114,8 +114,8 @@ def _single(
     )
 
 
-def row_space(matrix: Float[Tensor, "R C"]) -> tuple[Float[Tensor, "C C"], Float[Tensor, " C"]]:
-    """Right singular vectors, one a row, and singular values of a tall or square matrix, largest first."""
+def row_space(matrix: Float[Tensor, "R C"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " K"]]:
+    """Right singular vectors, one a row, and singular values, largest first; K = min(R, C)."""
     if matrix.shape[0] > matrix.shape[1]:
         matrix = torch.linalg.qr(matrix, mode="r").R
     _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)

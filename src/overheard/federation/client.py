@@ -106,7 +106,7 @@ def client_update(
 def _gradient(model: nn.Module, batch: Batch, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     loss = recognition_loss(model, batch)
     if not bool(torch.isfinite(loss)):
-        raise InputError("loss", float(loss), "leave out utterances that are too short for their transcripts")
+        raise InputError("loss", loss.item(), "leave out utterances that are too short for their transcripts")
     gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     named = dict(zip(parameters, gradients, strict=True))
     for name, gradient in named.items():
