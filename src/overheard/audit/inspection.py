@@ -7,7 +7,7 @@ from lhotse import MonoCut
 from torch import nn
 
 from overheard.errors import InputError
-from overheard.federation.client import infeasible_reason
+from overheard.recognition.loss import infeasible_reason
 from overheard.speech.alphabet import adjacent_repeats, minimum_frames
 from overheard.speech.batching import Batch, collate
 from overheard.speech.corpus import load_utterance

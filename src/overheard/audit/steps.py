@@ -14,11 +14,12 @@ from overheard import __version__
 from overheard.attacks.observation import Reconstruction
 from overheard.audit.records import AuditRecord
 from overheard.errors import InputError
-from overheard.federation.client import ClientSettings, check_feasible, client_update
+from overheard.federation.client import ClientSettings, client_update
 from overheard.federation.update import ClientUpdate, check_fits
 from overheard.metrics.features import match_utterances, score_features
 from overheard.metrics.truth import TrueUtterance, Truth
 from overheard.metrics.words import score_words
+from overheard.recognition.loss import check_feasible
 from overheard.recognition.models import MODELS, ModelSpec, parameter_shapes, spec_of
 from overheard.recognition.weights import resolve_model, weights_fingerprint
 from overheard.speech.batching import Batch, check_batch, collate

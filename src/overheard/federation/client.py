@@ -5,13 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from overheard.errors import InputError
 from overheard.federation.update import ClientUpdate, Kind, Mode, Protocol
-from overheard.speech.alphabet import minimum_frames
+from overheard.recognition.loss import recognition_loss
 from overheard.speech.batching import Batch
 
 
@@ -30,44 +28,6 @@ class ClientSettings:
     mode: Mode = "eval"
     local_steps: int = 1
     learning_rate: float | None = None
-
-
-def recognition_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-    """CTC negative log-likelihood, summed over an utterance's paths and averaged over the N utterances.
-
-    Graves et al. 2006, eq. 14. CTC is given output lengths, never input lengths.
-    """
-    logits, output_lengths = model(batch.features, batch.num_frames)
-    log_probs = logits.log_softmax(dim=-1)
-    total = functional.ctc_loss(log_probs, batch.targets, output_lengths, batch.target_lengths, reduction="sum")
-    return total / batch.size
-
-
-def check_feasible(model: nn.Module, batch: Batch, names: list[str]) -> None:
-    """Every utterance must have a transcript and enough output frames for it.
-
-    Raises:
-        InputError: names the utterance and the shortage.
-    """
-    lengths = model.output_lengths(batch.num_frames)  # pyright: ignore[reportCallIssue]
-    for index, name in enumerate(names):
-        reason = infeasible_reason(int(batch.num_frames[index]), int(lengths[index]), batch.utterance_labels(index))
-        if reason is not None:
-            raise InputError(name, reason, "leave it out: CTC has no path for it")
-
-
-def infeasible_reason(num_frames: int, output_length: int, labels: list[int]) -> str | None:
-    """Why CTC cannot align these labels, or None when it can."""
-    if not labels:
-        return "empty transcript"
-    needed = minimum_frames(labels)
-    if output_length < needed:
-        repeats = needed - len(labels)
-        return (
-            f"too short: {num_frames} frames give {max(output_length, 0)} output frames, "
-            f"its transcript needs {needed} ({len(labels)} labels and {repeats} repeats)"
-        )
-    return None
 
 
 def client_update(
