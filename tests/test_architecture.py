@@ -23,7 +23,8 @@ LAYERS = {
         "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "audit", "report",
         "benchmarks",
     },
-    "cli": {"errors", "commands", "speech", "federation", "audit"},
+    "options": {"speech", "federation"},
+    "cli": {"errors", "commands", "options", "speech", "federation", "audit"},
 }  # fmt: skip
 """What each part may import besides itself and the version."""
 

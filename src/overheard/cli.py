@@ -1,76 +1,16 @@
 """The command line: typed functions become subcommands. Each hands its arguments on and prints what comes back."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from overheard import __version__
 from overheard.errors import InputError
-
-if TYPE_CHECKING:
-    from overheard.federation.client import ClientSettings
-    from overheard.speech.corpus import Selection
-
-DEFAULT_THREADS = min(4, os.cpu_count() or 1)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which utterances of the corpus are meant.
-
-    Attributes:
-        min_seconds: shortest duration, s
-        max_seconds: longest duration, s
-        speakers: only these speakers
-        subsets: only these parts of the corpus, such as test-clean
-        utterance: only these utterances, by id
-        limit: at most so many, drawn by --seed
-    """
-
-    min_seconds: float | None = None
-    max_seconds: float | None = None
-    speakers: tuple[str, ...] = ()
-    subsets: tuple[str, ...] = ()
-    utterance: tuple[str, ...] = ()
-    limit: int | None = None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What to run on.
-
-    Attributes:
-        seed: of random weights and of everything drawn
-        device: cpu, cuda, cuda:1 ...
-        threads: for torch; more than there are cores slows everything
-    """
-
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = DEFAULT_THREADS
-
-
-@dataclass(frozen=True)
-class Client:
-    """How the client trains.
-
-    Attributes:
-        kind: share the gradient, or the weights' change (delta) after local SGD
-        mode: normalisation and dropout as in evaluation or as in training
-        local_steps: steps of local SGD behind a delta
-        learning_rate: of local SGD
-    """
-
-    kind: Literal["gradient", "delta"] = "gradient"
-    mode: Literal["eval", "train"] = "eval"
-    local_steps: int = 1
-    learning_rate: float | None = None
+from overheard.options import DEFAULT_THREADS, Choice, Client, Machine, client_settings, selection_of
 
 
 def demo(*, out: Path = Path("demo"), seed: int = 0, threads: int = DEFAULT_THREADS) -> None:
@@ -156,7 +96,7 @@ def data_inspect(
     """
     from overheard.commands import corpora
 
-    selection = _selection(choice, machine)
+    selection = selection_of(choice, machine)
     corpora.inspect(corpus, batch, model, batch_size, selection, machine.device, machine.threads)
 
 
@@ -185,7 +125,7 @@ def share(
     """
     from overheard.commands import exchange
 
-    selection, settings = _selection(choice, machine), _settings(client)
+    selection, settings = selection_of(choice, machine), client_settings(client)
     exchange.share_update(out, truth, corpus, batch, model, selection, settings, machine.device, machine.threads)
 
 
@@ -271,9 +211,9 @@ def audit(
 
     plan = AuditPlan(
         corpus=corpus,
-        selection=_selection(choice, machine),
+        selection=selection_of(choice, machine),
         models=model,
-        client=_settings(client),
+        client=client_settings(client),
         attack=attack,
         known=known,
         examples=examples,
@@ -298,26 +238,6 @@ def report(directory: Positional[Path]) -> None:
 DESCRIPTION = """Measure what a speech recogniser's training updates give away about the people who spoke.
 
 For models and speech that you are authorised to test."""
-
-
-def _selection(choice: Choice, machine: Machine) -> "Selection":
-    from overheard.speech.corpus import Selection
-
-    return Selection(
-        choice.min_seconds,
-        choice.max_seconds,
-        choice.speakers,
-        choice.subsets,
-        choice.utterance,
-        choice.limit,
-        machine.seed,
-    )
-
-
-def _settings(client: Client) -> "ClientSettings":
-    from overheard.federation.client import ClientSettings
-
-    return ClientSettings(client.kind, client.mode, client.local_steps, client.learning_rate)
 
 
 def _command(name: str, function: Callable[..., None]) -> Any:

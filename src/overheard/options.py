@@ -1,0 +1,86 @@
+"""Flags that mean the same in every command."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from overheard.federation.client import ClientSettings
+    from overheard.speech.corpus import Selection
+
+DEFAULT_THREADS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which utterances of the corpus are meant.
+
+    Attributes:
+        min_seconds: shortest duration, s
+        max_seconds: longest duration, s
+        speakers: only these speakers
+        subsets: only these parts of the corpus, such as test-clean
+        utterance: only these utterances, by id
+        limit: at most so many, drawn by --seed
+    """
+
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    speakers: tuple[str, ...] = ()
+    subsets: tuple[str, ...] = ()
+    utterance: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to run on.
+
+    Attributes:
+        seed: of random weights and of everything drawn
+        device: cpu, cuda, cuda:1 ...
+        threads: for torch; more than there are cores slows everything
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = DEFAULT_THREADS
+
+
+@dataclass(frozen=True)
+class Client:
+    """How the client trains.
+
+    Attributes:
+        kind: share the gradient, or the weights' change (delta) after local SGD
+        mode: normalisation and dropout as in evaluation or as in training
+        local_steps: steps of local SGD behind a delta
+        learning_rate: of local SGD
+    """
+
+    kind: Literal["gradient", "delta"] = "gradient"
+    mode: Literal["eval", "train"] = "eval"
+    local_steps: int = 1
+    learning_rate: float | None = None
+
+
+def selection_of(choice: Choice, machine: Machine) -> "Selection":
+    """The flags as the corpus understands them."""
+    from overheard.speech.corpus import Selection
+
+    return Selection(
+        choice.min_seconds,
+        choice.max_seconds,
+        choice.speakers,
+        choice.subsets,
+        choice.utterance,
+        choice.limit,
+        machine.seed,
+    )
+
+
+def client_settings(client: Client) -> "ClientSettings":
+    """The flags as the client understands them."""
+    from overheard.federation.client import ClientSettings
+
+    return ClientSettings(client.kind, client.mode, client.local_steps, client.learning_rate)
