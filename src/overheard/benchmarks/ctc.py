@@ -18,7 +18,7 @@ LABELS = 28
 def measure(
     threads: int = 1,
     *,
-    repeats: int = 20,
+    repeats: int = 60,
     scan_repeats: int = 2,
     frames: int = 100,
     scan_frames: int = 500,

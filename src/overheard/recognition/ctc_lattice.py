@@ -9,11 +9,12 @@ frame 0 and has reached the end at frame T, which no utterance has. So the chain
 beta is alpha of the flipped chain on flipped frames, and one loop over T carries 2N rows, N forward and N flipped.
 Everything is float64.
 
-Messages are kept as probabilities that are rescaled to sum to one at every frame. Values too far apart would underflow,
-which could lose the only path that survives a later frame. So nothing is let go: FLOOR is added to every state at every
+Messages are kept as probabilities, rescaled to sum to one every few frames. Values too far apart would underflow, which
+could lose the only path that survives a later frame. So nothing is let go: FLOOR is added to every state at every
 frame, and the messages bound the true ones from above. The share of the likelihood that enters through one floor is at
-most about FLOOR / r, where r is the likelihood over the product of the masses of the two messages that meet there, all
-three of them known. A row whose r comes near FLOOR is swept again in logarithms, slower and without any such limit.
+most about FLOOR / r, where r is the likelihood over the product of the masses of the two messages that meet there, each
+known at its last rescaling and grown no more than threefold a frame since. A row whose r comes near FLOOR is swept again
+in logarithms, slower and without any such limit.
 """
 
 import math
@@ -24,10 +25,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 FLOOR = 1e-290
-# Keeps the floors' share of the likelihood under 1e-30 per state and frame.
+# Keeps the floors' share of the likelihood under 1e-25 per state and frame.
 LOG_SMALLEST_MEETING = math.log(1e-260)
+RESCALE_EVERY = 4
 LOWEST = torch.finfo(torch.float64).min
 # Room for two steps back, left of column 0.
 PAD = 2
@@ -159,16 +162,14 @@ def occupancy_tangent(
     expected = (posterior * moved).sum(2, keepdim=True)
     moved -= expected
     tangents = _stack_directions(moved, 0.0)
-    steps, views = tangents.shape[0], _step_views(tangents)
+    steps = len(tangents)
+    here, one, two = _step_views(tangents)
     at_once = max(1, WEIGHTS_AT_ONCE // max(1, tangents[0].numel()))
     for first in range(1, steps, at_once):
         last = min(first + at_once, steps)
-        stay, one, two = (w.unbind(0) for w in _step_weights(lattice, first, last))
-        for k, w_stay, w_one, w_two in zip(range(first, last), stay, one, two, strict=True):
-            d = views.here[k]
-            d.addcmul_(w_stay, views.here[k - 1])
-            d.addcmul_(w_one, views.one[k - 1])
-            d.addcmul_(w_two, views.two[k - 1])
+        weights = (w.unbind(0) for w in _step_weights(lattice, first, last))
+        for k, from_here, from_one, from_two in zip(range(first, last), *weights, strict=True):
+            here[k].addcmul_(from_here, here[k - 1]).addcmul_(from_one, one[k - 1]).addcmul_(from_two, two[k - 1])
     count = len(chains.end)
     change = tangents[1:, :count, PAD:] + tangents[1:, count:, PAD:].flip(0, 2)
     return change.sub_(moved).mul_(posterior), expected.sum((0, 2))
@@ -265,38 +266,35 @@ def _enter_starts(messages: Float[Tensor, "T_plus_2 N2 W_plus_pad"], chains: Cha
     messages[0, count + torch.arange(count, device=messages.device), last - chains.end] = certain
 
 
-class _StepViews(NamedTuple):
-    """Views of every step, made once: slicing inside the loop would cost as much as the arithmetic."""
-
-    whole: tuple[Tensor, ...]
-    here: tuple[Tensor, ...]
-    one: tuple[Tensor, ...]
-    two: tuple[Tensor, ...]
-
-
-def _step_views(steps: Float[Tensor, "K R W_plus_pad"]) -> _StepViews:
-    return _StepViews(
-        steps.unbind(0), steps[:, :, PAD:].unbind(0), steps[:, :, 1:-1].unbind(0), steps[:, :, :-PAD].unbind(0)
-    )
+def _step_views(steps: Float[Tensor, "K R W_plus_pad"]) -> tuple[tuple[Tensor, ...], ...]:
+    """Each step's states, and those one and two columns before them."""
+    return steps[:, :, PAD:].unbind(0), steps[:, :, 1:-1].unbind(0), steps[:, :, :-PAD].unbind(0)
 
 
 def _sweep_probabilities(
     messages: Float[Tensor, "T_plus_2 R W_plus_pad"], skips: Bool[Tensor, "R W"]
 ) -> Float[Tensor, "T_plus_1 R"]:
-    """Turns emissions into messages in place; returns the log mass that each step was divided by."""
-    views = _step_views(messages)
-    may_skip = skips.double()
-    floor = torch.full_like(may_skip, FLOOR)
+    """Turns emissions into messages in place; returns the log mass that each step was divided by.
+
+    Rows are run through end to end as one dimension, which is faster; the zeros of the padding keep them apart. Where a
+    row holds NaN its neighbours turn NaN too, are found unsound, and are swept again in logarithms, row by row.
+    """
+    # Views of every step, made once: slicing inside the loop would cost as much as the arithmetic.
+    flat = messages.flatten(1)
+    whole, here, one, two = (v.unbind(0) for v in (messages, flat[:, PAD:], flat[:, 1:-1], flat[:, :-PAD]))
+    may_skip = F.pad(skips.double(), (PAD, 0)).flatten()[PAD:]
+    floor = F.pad(torch.full(skips.shape, FLOOR, dtype=messages.dtype, device=messages.device), (PAD, 0)).flatten()[
+        PAD:
+    ]
     reached = torch.empty_like(may_skip)
-    mass = messages.new_empty((len(messages) - 1, messages.shape[1], 1))
-    masses = mass.unbind(0)
+    mass = messages.new_ones((len(messages) - 1, messages.shape[1], 1))
     for k in range(1, len(messages)):
-        torch.add(views.here[k - 1], views.one[k - 1], out=reached)
-        reached.addcmul_(may_skip, views.two[k - 1])
-        here = views.here[k]
-        torch.addcmul(floor, reached, here, out=here)
-        torch.sum(here, 1, keepdim=True, out=masses[k - 1])
-        here.div_(masses[k - 1])
+        torch.add(here[k - 1], one[k - 1], out=reached)
+        reached.addcmul_(may_skip, two[k - 1])
+        torch.addcmul(floor, reached, here[k], out=here[k])
+        if k % RESCALE_EVERY == 0 or k == len(messages) - 1:
+            torch.sum(whole[k], 1, keepdim=True, out=mass[k - 1])
+            whole[k].div_(mass[k - 1])
     return mass.squeeze(2).log_()
 
 
@@ -304,19 +302,18 @@ def _sweep_logs(
     messages: Float[Tensor, "T_plus_2 R W_plus_pad"], skips: Bool[Tensor, "R W"]
 ) -> Float[Tensor, "T_plus_1 R"]:
     """The same in logarithms, each step divided by its largest message instead; exact at any range."""
-    views = _step_views(messages)
+    here, one, two = _step_views(messages)
     log_skips = _log_skips(skips)
     reached, by_skip = torch.empty_like(log_skips), torch.empty_like(log_skips)
     peak = messages.new_empty((len(messages) - 1, messages.shape[1], 1))
     peaks = peak.unbind(0)
     for k in range(1, len(messages)):
-        torch.logaddexp(views.here[k - 1], views.one[k - 1], out=reached)
-        torch.add(log_skips, views.two[k - 1], out=by_skip)
+        torch.logaddexp(here[k - 1], one[k - 1], out=reached)
+        torch.add(log_skips, two[k - 1], out=by_skip)
         torch.logaddexp(reached, by_skip, out=reached)
-        here = views.here[k]
-        here.add_(reached)
-        torch.amax(here, 1, keepdim=True, out=peaks[k - 1])
-        here.sub_(peaks[k - 1].clamp_(min=LOWEST))
+        here[k].add_(reached)
+        torch.amax(here[k], 1, keepdim=True, out=peaks[k - 1])
+        here[k].sub_(peaks[k - 1].clamp_(min=LOWEST))
     return peak.squeeze(2)
 
 
