@@ -245,15 +245,15 @@ def _check(log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_le
         raise InputError("targets", found, "give (N, L) padded or one dimension concatenated")
 
     device, longest = log_probs.device, max(label_counts, default=0)
-    num_frames, num_labels = (torch.tensor(counts, device=device) for counts in (frame_counts, label_counts))
+    num_frames, num_labels = torch.tensor([frame_counts, label_counts], device=device)
     present = torch.arange(longest, device=device) < num_labels[:, None]
-    padded = torch.full(present.shape, blank, dtype=torch.int64, device=device)
     targets = targets.to(device=device, dtype=torch.int64)
-    padded[present] = targets if targets.dim() == 1 else targets[:, :longest][present]
-    wrong = present & ((padded < 0) | (padded >= num_symbols) | (padded == blank))
+    labels = targets if targets.dim() == 1 else targets[:, :longest][present]
+    wrong = (labels < 0) | (labels >= num_symbols) | (labels == blank)
     if bool(wrong.any()):
-        found = f"label {int(padded[wrong][0])} in row {int(wrong.nonzero()[0, 0])}"
+        found = f"label {int(labels[wrong][0])} in row {int(present.nonzero()[wrong][0, 0])}"
         raise InputError("targets", found, f"use labels from 0 to {num_symbols - 1} other than the blank, {blank}")
+    padded = torch.full(present.shape, blank, dtype=torch.int64, device=device).masked_scatter_(present, labels)
     chains = build_chains(padded, num_frames, num_labels, blank)
     return _Problem(log_probs[: max(frame_counts, default=0)], chains, num_labels)
 

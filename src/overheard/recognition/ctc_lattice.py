@@ -13,8 +13,8 @@ Messages are kept as probabilities, rescaled to sum to one every few frames. Val
 could lose the only path that survives a later frame. So nothing is let go: FLOOR is added to every state at every
 frame, and the messages bound the true ones from above. The share of the likelihood that enters through one floor is at
 most about FLOOR / r, where r is the likelihood over the product of the masses of the two messages that meet there, each
-known at its last rescaling and grown no more than threefold a frame since. A row whose r comes near FLOOR is swept again
-in logarithms, slower and without any such limit.
+known at its last rescaling and grown no more than threefold a frame since. A row whose r comes near FLOOR is swept
+again in logarithms, slower and without any such limit.
 """
 
 import math
@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FLOOR = 1e-290
-# Keeps the floors' share of the likelihood under 1e-25 per state and frame.
+# Keeps the floors' share of the likelihood under 1e-20 per state and frame.
 LOG_SMALLEST_MEETING = math.log(1e-260)
-RESCALE_EVERY = 4
+RESCALE_EVERY = 8
 LOWEST = torch.finfo(torch.float64).min
 # Room for two steps back, left of column 0.
 PAD = 2
@@ -288,10 +288,10 @@ def _sweep_probabilities(
     ]
     reached = torch.empty_like(may_skip)
     mass = messages.new_ones((len(messages) - 1, messages.shape[1], 1))
-    for k in range(1, len(messages)):
-        torch.add(here[k - 1], one[k - 1], out=reached)
-        reached.addcmul_(may_skip, two[k - 1])
-        torch.addcmul(floor, reached, here[k], out=here[k])
+    for k, (stayed, moved, skipped, emitted) in enumerate(zip(here, one, two, here[1:], strict=False), start=1):
+        torch.add(stayed, moved, out=reached)
+        reached.addcmul_(may_skip, skipped)
+        torch.addcmul(floor, reached, emitted, out=emitted)
         if k % RESCALE_EVERY == 0 or k == len(messages) - 1:
             torch.sum(whole[k], 1, keepdim=True, out=mass[k - 1])
             whole[k].div_(mass[k - 1])
