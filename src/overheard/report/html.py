@@ -1,0 +1,176 @@
+"""`write_report`: an audit's output folder -> one HTML page that needs nothing else and asks nothing of any network."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from overheard.audit.records import AuditRecord, load_records
+from overheard.report import wording
+from overheard.report.columns import columns_shown, settings_shared
+from overheard.report.examples import Example, examples_shown, read_example
+from overheard.report.figures import FeatureMaps, error_plot, feature_maps, spectrum_plot
+from overheard.report.run_folder import RankScan, read_config, read_ranks
+from overheard.report.summary import (
+    Condition,
+    Summary,
+    condition,
+    failure_reasons,
+    grouped,
+    records_shown,
+    summarise,
+    transcript_changes,
+    verdict,
+)
+from overheard.storage import write_text
+
+REPORT = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+RECOVERED_BELOW = 0.01
+"""The error in `AuditRecord.recovered`."""
+ROWS = 500
+EXAMPLES = 8
+REASONS = 20
+
+
+@dataclass(frozen=True)
+class _ModelPart:
+    """What the page says of one model."""
+
+    name: str
+    title: str
+    summary: Summary | None
+    scan: RankScan | None
+    spectrum: Markup | None
+    spectrum_of: str | None
+
+
+@dataclass(frozen=True)
+class _ExamplePart:
+    """What the page shows of one example."""
+
+    anchor: str
+    example: Example
+    maps: FeatureMaps
+    said: str | None
+    read: str | None
+    changes: list[tuple[str, str]] | None
+
+
+def write_report(folder: Path) -> Path:
+    """Write the page of an audit's output folder; the same folder gives the same bytes.
+
+    Args:
+        folder: what `overheard audit` or `demo` wrote: config.json, results.jsonl, and where there are any, ranks.json
+            and examples.
+
+    Returns:
+        The page, report.html in that folder.
+
+    Raises:
+        InputError: a file is missing or is not what it should be.
+    """
+    config, records, scans = read_config(folder), load_records(folder), read_ranks(folder)
+    chosen = examples_shown(records, EXAMPLES)
+    examples = [example for record in chosen if (example := read_example(folder, record)) is not None]
+    anchors = {example.record: f"example-{index}" for index, example in enumerate(examples, start=1)}
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            config=config,
+            settings=json.dumps(config["settings"], indent=2, ensure_ascii=False),
+            summary=summarise(records),
+            models=_model_parts(records, scans, examples),
+            conditions=_conditions(records),
+            error_plot=error_plot("error", records, RECOVERED_BELOW),
+            threshold=RECOVERED_BELOW,
+            examples=[_example_part(anchors[example.record], example) for example in examples],
+            examples_kept=len({record.example for record in records} - {None}),
+            anchors=anchors,
+            total=len(records),
+            unrecovered=sum(not record.recovered for record in records),
+            rows=records_shown(records, ROWS),
+            columns=columns_shown(records),
+            shared=settings_shared(records),
+            reasons=failure_reasons(records),
+            reasons_shown=REASONS,
+            **_inlined(),
+        )
+    )
+    path = folder / REPORT
+    write_text(path, page)
+    return path
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["say"] = wording
+    environment.globals["verdict"] = verdict
+    return environment
+
+
+def _inlined() -> dict[str, str]:
+    """Style and script, and the hash by which the page allows that one script and no other."""
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"style": Markup(style), "script": Markup(script), "script_hash": f"sha256-{digest}"}
+
+
+def _model_parts(
+    records: Sequence[AuditRecord], scans: Sequence[RankScan], examples: Sequence[Example]
+) -> list[_ModelPart]:
+    groups = grouped(records, lambda record: record.model or "")
+    by_name = {scan.model: scan for scan in scans}
+    parts = []
+    for index, name in enumerate(dict.fromkeys([*groups, *by_name]), start=1):
+        example = next((one for one in examples if one.record.model == name and one.spectrum is not None), None)
+        spectrum = None
+        if example is not None and example.spectrum is not None:
+            read, true = example.record.frames_recovered, example.record.frames_true
+            spectrum = spectrum_plot(f"spectrum-{index}", example.spectrum, read, true)
+        parts.append(
+            _ModelPart(
+                name=name,
+                title=wording.model_title(name),
+                summary=summarise(groups[name]) if name in groups else None,
+                scan=by_name.get(name),
+                spectrum=spectrum,
+                spectrum_of=example.record.utterance if example else None,
+            )
+        )
+    return parts
+
+
+def _conditions(records: Sequence[AuditRecord]) -> dict[str, Any]:
+    """Groups of records made alike, and the names of the settings in which they differ."""
+    groups = {key: summarise(group) for key, group in grouped(records, condition).items()}
+    names = [field.name for field in fields(Condition)]
+    differing = [name for name in names if len({getattr(key, name) for key in groups}) > 1]
+    return {"groups": groups, "names": ["model", *(name for name in differing if name != "model")]}
+
+
+def _example_part(anchor: str, example: Example) -> _ExamplePart:
+    said = example.details.get("transcript_true") or example.record.transcript_true
+    read = example.details.get("transcript_recovered") or example.record.transcript_recovered
+    return _ExamplePart(
+        anchor=anchor,
+        example=example,
+        maps=feature_maps(anchor, example.true, example.recovered, example.front_end),
+        said=said,
+        read=read,
+        changes=[*transcript_changes(said, read)] if said is not None and read is not None else None,
+    )
