@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 settings.register_profile("overheard", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("overheard")
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def one_thread() -> None:
     """Tests run side by side; more threads than cores slow torch a hundredfold."""
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def speech_folder(name: str) -> Path:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import batch_of, small_deepspeech1, small_deepspeech2
 
+from builders import batch_of, small_deepspeech1, small_deepspeech2
 from overheard.errors import InputError
 from overheard.federation.client import ClientSettings, client_update
 from overheard.federation.update import ClientUpdate, Protocol, check_fits, load_update

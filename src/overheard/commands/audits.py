@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -63,22 +64,23 @@ def report(folder: Path) -> None:
 def result_table(records: list[AuditRecord]) -> Table:
     """One row for each record, and a last one that sums them up."""
     recovered = [record for record in records if record.recovered]
-    table = Table(title="What came back", title_justify="left", show_footer=True)
+    table = Table(title="What came back", title_justify="left", show_footer=True, box=SIMPLE)
     seconds = [record.seconds for record in records if record.seconds is not None]
     median = f"{statistics.median(seconds):.2f}" if seconds else "-"
-    table.add_column("utterance", footer=f"{len(recovered)} of {len(records)} recovered")
-    table.add_column("model")
+    table.add_column("utterance", footer=f"{len(recovered)} of {len(records)}", no_wrap=True)
+    table.add_column("model", footer="recovered", overflow="fold")
     table.add_column("frames", justify="right")
     table.add_column("MAE", justify="right")
     table.add_column("SNR dB", justify="right")
     table.add_column("unique")
-    table.add_column("seconds", justify="right", footer=f"median {median}")
+    table.add_column("seconds", justify="right", footer=median)
     table.add_column("MB", justify="right")
     table.add_column("reason", overflow="fold")
     for record in records:
         frames = f"{record.frames_recovered or 0}/{record.frames_true or '?'}"
-        numbers = (record.feature_mae, record.feature_snr_db, record.seconds, record.peak_mb)
-        mae, snr, spent, peak = ("-" if value is None else f"{value:.3g}" for value in numbers)
+        numbers = ((record.feature_mae, ".1e"), (record.feature_snr_db, ".0f"), (record.seconds, ".2f"))
+        mae, snr, spent = ("-" if value is None else f"{value:{how}}" for value, how in numbers)
+        peak = "-" if record.peak_mb is None else f"{record.peak_mb:.0f}"
         unique = {True: "yes", False: "no", None: "-"}[record.unique]
         table.add_row(record.utterance, record.model, frames, mae, snr, unique, spent, peak, record.reason or "")
     return table

@@ -1,6 +1,7 @@
 """Device and threads, set once, before anything is computed."""
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from overheard.errors import InputError
 
@@ -14,6 +15,8 @@ def set_up(device: str, threads: int) -> torch.device:
     if threads < 1:
         raise InputError("threads", threads, "give a whole number from 1 up")
     torch.set_num_threads(threads)
+    # numpy's and scipy's own pools.
+    threadpool_limits(threads)
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen)
