@@ -84,6 +84,9 @@ def _single(
     settings = asdict(config)
     if found.rank == 0:
         return Reconstruction("span", reason="the layer's update is zero", settings=settings, diagnostics=diagnostics)
+    if found.rank == len(values):
+        reason = f"saturated: the update of {layer.name} has full rank {found.rank}, so it spans more than its inputs"
+        return Reconstruction("span", reason=reason, settings=settings, diagnostics=diagnostics)
     best: tuple[int, SpanSolution] | None = None
     for positions in _hypotheses(found.rank, layer, len(values), config.neighbours):
         for num_frames in _lengths(layer, positions, observation):
