@@ -161,3 +161,11 @@ def test_windows_match_what_the_model_splices() -> None:
     assert (layer.window, layer.stride, layer.before, layer.after, layer.capacity) == (5, 1, 2, 2, 104)
     assert layer.lengths(17) == [17]
     assert layer.windows(speech_like(9, 26)).shape == (9, 130)
+
+
+def test_a_zero_update_and_a_saturated_one_are_told_apart() -> None:
+    observation = observe(small_deepspeech1(hidden_size=8), batch_of(20))
+    assert "saturated" in str(run(observation).reason)
+    for tensor in observation.update.tensors.values():
+        tensor.zero_()
+    assert "zero" in str(run(observation).reason)

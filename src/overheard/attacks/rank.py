@@ -149,7 +149,9 @@ def rank_scan(observation: Observation) -> list[LayerRank]:
 def _verdict(matrix: Float[Tensor, "R C"], found: NumericalRank) -> Verdict:
     # Softmax minus occupancy sums to zero over symbols, so an output layer has one row less than it seems.
     constrained = float(matrix.sum(dim=0).norm()) < 1e-3 * float(matrix.norm())
-    if found.rank < min(matrix.shape[0] - constrained, matrix.shape[1]):
+    # Units that no frame switched on have rows of zeros.
+    alive = int((matrix != 0).any(dim=1).sum())
+    if found.rank < min(alive - constrained, matrix.shape[1]):
         # A gap of less than an order of magnitude may be the tail of the signal itself.
         return "span exposed" if found.margin >= 10.0 else "no clear rank"
     return "saturated"

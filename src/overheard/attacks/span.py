@@ -70,7 +70,9 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
 def _single(
     observation: Observation, config: SpanConfig, layer: WindowedLayer, matrix: Float[Tensor, "R C"]
 ) -> Reconstruction:
-    basis, values = row_space(torch.cat([matrix[:, layer.order], matrix[:, -1:]], dim=1))
+    # Units that no frame switched on have rows of zeros: they bound the rank and say nothing.
+    alive = matrix[(matrix != 0).any(dim=1)]
+    basis, values = row_space(torch.cat([alive[:, layer.order], alive[:, -1:]], dim=1))
     found = rank_of_spectrum(values, precision_of(observation.update, layer.name))
     diagnostics = {
         "layer": layer.name,
@@ -79,7 +81,7 @@ def _single(
         "capacity": layer.capacity,
         "rank": found.rank,
         "rank_margin": found.margin,
-        "spectrum": [float(value) for value in values / values[0].clamp(min=1e-300)],
+        "spectrum": [float(value) for value in values / values[:1]],
     }
     settings = asdict(config)
     if found.rank == 0:
