@@ -104,6 +104,16 @@ def append_record(folder: Path, record: AuditRecord) -> None:
         os.fsync(file.fileno())
 
 
+def drop_partial_line(folder: Path) -> None:
+    """Cut off a last line that a crash left unfinished, so that the next record has a line of its own."""
+    path = folder / RESULTS
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
 def load_records(folder: Path) -> list[AuditRecord]:
     """Every record of a run, in the order written; a last line cut short by a crash is left out.
 

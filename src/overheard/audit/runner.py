@@ -27,7 +27,7 @@ from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.rank import rank_scan
 from overheard.attacks.registry import AUTO, run_attack
 from overheard.audit.examples import keep_example
-from overheard.audit.records import RESULTS, AuditRecord, append_record, load_records
+from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records
 from overheard.audit.steps import make_batch, model_name, score, share
 from overheard.errors import InputError
 from overheard.federation.client import ClientSettings
@@ -90,6 +90,7 @@ def run_audit(plan: AuditPlan, out: Path, device: torch.device, console: Console
     corpus = load_corpus(plan.corpus)
     cuts, problems = select(corpus, plan.selection)
     _start(plan, out, cuts, device)
+    drop_partial_line(out)
     done = {(record.utterance, record.model) for record in load_records(out)} if (out / RESULTS).exists() else set()
     ranks = []
     with Progress(console=console, transient=True) as progress:

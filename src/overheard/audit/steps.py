@@ -117,9 +117,7 @@ def score(reconstruction: Reconstruction, truth: Truth) -> list[AuditRecord]:
     ]
 
 
-def _score_one(
-    reconstruction: Reconstruction, said: TrueUtterance, index: int | None, sample_rate: int
-) -> AuditRecord:
+def _score_one(reconstruction: Reconstruction, said: TrueUtterance, index: int | None, sample_rate: int) -> AuditRecord:
     given = reconstruction.given
     record = AuditRecord(
         utterance=said.id,
