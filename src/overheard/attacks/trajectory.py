@@ -1,0 +1,180 @@
+"""In which order frames were heard, and how strong each was: the one path that the recurrence can have taken.
+
+A recurrent layer shares dW_hh = sum_t delta_t h_{t-1}', so the row space of each direction's recurrent update is the
+span of the states that were carried on: all but the last one. A frame is known as a direction f (a row of H without its
+strength s), and its state h_1 = cell(s W_ih f, 0) lies in that span for the frame that came first, at the strength
+that it had, and for no other. From h_1 the second frame follows in the same way, and so on: order, direction of time
+and scale come out one frame at a time, each with H - T + 1 equations for one unknown. Neither transcript nor other
+speech is needed. The backward direction reads the same from the end, so two paths of T - 1 frames overlap, or meet at
+the frames that are missing.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from overheard.recognition.recurrence import CellName, Recurrence
+
+STRENGTHS = (0.02, 2000.0)
+"""Norms of frames between which strength is sought; Hardtanh at 20 bounds 1440 units by 759."""
+
+State = tuple[Tensor, ...]
+"""(h,) of a GRU or tanh cell, (h, c) of an LSTM; each (..., H)."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of a bidirectional layer, and what its recurrent update says about its states.
+
+    Attributes:
+        cell: which cell.
+        into_gates: W_ih, (K, C).
+        recurrent: W_hh, (K, H).
+        outside: orthonormal columns that no carried state has a part in, (H, H - rank).
+    """
+
+    cell: CellName
+    into_gates: Float[Tensor, "K C"]
+    recurrent: Float[Tensor, "K H"]
+    outside: Float[Tensor, "H J"]
+
+    def start(self) -> State:
+        """The state before the first frame."""
+        zero = self.recurrent.new_zeros(self.recurrent.shape[1])
+        return (zero, zero) if self.cell == "lstm" else (zero,)
+
+    def step(self, projections: Float[Tensor, "*P K"], state: State) -> State:
+        """The state after a frame of these projections W_ih h_t; see the cells of `overheard.recognition`."""
+        carried = state[0] @ self.recurrent.T
+        if self.cell == "tanh":
+            return (torch.tanh(projections + carried),)
+        if self.cell == "lstm":
+            enter, forget, fresh, leave = (projections + carried).chunk(4, -1)
+            memory = torch.sigmoid(forget) * state[1] + torch.sigmoid(enter) * torch.tanh(fresh)
+            return torch.sigmoid(leave) * torch.tanh(memory), memory
+        (r, z, n), (u_r, u_z, u_n) = projections.chunk(3, -1), carried.chunk(3, -1)
+        update = torch.sigmoid(z + u_z)
+        return ((1 - update) * torch.tanh(n + torch.sigmoid(r + u_r) * u_n) + update * state[0],)
+
+    def outside_part(self, state: State) -> Float[Tensor, "*P J"]:
+        """Of a state, what no carried state can have, relative to its length."""
+        return state[0] @ self.outside / state[0].norm(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Frames in the order in which one direction heard them.
+
+    Attributes:
+        order: indices of frames.
+        strengths: norm of each.
+        residuals: part of each state outside the span; rounding where the path is right.
+        state: after the last of them.
+    """
+
+    order: tuple[int, ...]
+    strengths: tuple[float, ...]
+    residuals: tuple[float, ...]
+    state: State
+
+
+def make_direction(recurrence: Recurrence, suffix: str, update: Float[Tensor, "K H"], rank: int) -> Direction:
+    """A direction from the public layer and the update of its recurrent weight.
+
+    Args:
+        recurrence: the layer.
+        suffix: "" or "_reverse".
+        update: gradient of weight_hh, float64.
+        rank: states that were carried: frames less utterances.
+    """
+    vectors = torch.linalg.svd(update, full_matrices=True)[2]
+    into_gates, recurrent = (
+        getattr(recurrence, f"weight_{kind}_l0{suffix}").detach().double() for kind in ("ih", "hh")
+    )
+    return Direction(recurrence.cell, into_gates, recurrent, vectors[rank:].T.contiguous())
+
+
+def follow(direction: Direction, frames: Float[Tensor, "M C"], path: Path, tolerance: float, longest: int) -> Path:
+    """Extend a path by the frames that fit, each used once, until none does or the path has `longest` frames.
+
+    Args:
+        direction: which way.
+        frames: all known ones, of unit length.
+        path: what is known; `open_path` gives one without frames.
+        tolerance: part of a state outside the span up to which a frame fits.
+        longest: T - 1, since the last state is not carried on.
+    """
+    projections = frames @ direction.into_gates.T
+    left = [index for index in range(len(frames)) if index not in path.order]
+    while left and len(path.order) < longest:
+        strengths, residuals = _fit_strengths(direction, projections[left], path.state)
+        place = int(residuals.argmin())
+        if float(residuals[place]) > tolerance:
+            break
+        index = left.pop(place)
+        fit = float(strengths[place]), float(residuals[place])
+        path = append(direction, path, index, *fit, projections[index])
+    return path
+
+
+def open_path(direction: Direction) -> Path:
+    """A path without frames."""
+    return Path((), (), (), direction.start())
+
+
+def append(
+    direction: Direction, path: Path, index: int, strength: float, residual: float, projections: Float[Tensor, " K"]
+) -> Path:
+    """A path with one more frame; `projections` are those of the frame at unit length."""
+    return Path(
+        (*path.order, index),
+        (*path.strengths, strength),
+        (*path.residuals, residual),
+        direction.step(strength * projections, path.state),
+    )
+
+
+def _fit_strengths(
+    direction: Direction, projections: Float[Tensor, "M K"], state: State, points: int = 40, refined: int = 8
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """For each frame the strength at which the next state leaves the span least, and by how much it still does."""
+    # A few mixed directions of the complement tell which strength is about right.
+    coarse = Direction(direction.cell, direction.into_gates, direction.recurrent, direction.outside[:, :32])
+    low, high = (math.log(bound) for bound in STRENGTHS)
+    grid = torch.linspace(low, high, points, dtype=projections.dtype, device=projections.device)
+    scaled = grid.exp()[:, None, None] * projections  # (points, M, K)
+    residuals, at = coarse.outside_part(direction.step(scaled, state)).norm(dim=-1).min(dim=0)
+    logs = grid[at]
+    best = residuals.argsort()[:refined]
+    logs[best], exact = _refine(direction, projections[best], state, logs[best], float(grid[1] - grid[0]))
+    residuals = residuals * (direction.outside.shape[1] / coarse.outside.shape[1]) ** 0.5
+    residuals = residuals.clamp(min=float(exact.min()) * 1.001)
+    residuals[best] = exact
+    return logs.exp(), residuals
+
+
+def _refine(
+    direction: Direction, projections: Float[Tensor, "M K"], state: State, logs: Float[Tensor, " M"], reach: float
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """Gauss-Newton on the logarithm of each strength; steps that do not help are halved."""
+
+    def outside(at: Float[Tensor, " M"]) -> Float[Tensor, "M J"]:
+        return direction.outside_part(direction.step(at.exp()[:, None] * projections, state))
+
+    part, width = outside(logs), 1e-6
+    step_limit = torch.full_like(logs, reach)
+    for _ in range(30):
+        slope = (outside(logs + width) - part) / width
+        step = -(slope * part).sum(1) / slope.square().sum(1).clamp(min=1e-300)
+        step = step.clamp(-step_limit, step_limit)
+        moved = outside(logs + step)
+        better = moved.norm(dim=1) < part.norm(dim=1)
+        step_limit = torch.where(better, step_limit, step.abs() / 2)
+        logs = torch.where(better, logs + step, logs)
+        part = torch.where(better[:, None], moved, part)
+        if float(step.abs().max()) < 1e-10 or not bool((better | (step_limit > 1e-9)).any()):
+            break
+    return logs, part.norm(dim=1)
