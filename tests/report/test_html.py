@@ -57,7 +57,7 @@ def squeezed(text: str) -> str:
 def test_the_numbers_are_those_of_the_records(report: Path) -> None:
     page = Page(report)
     summary = summarise(mixed_records())
-    assert squeezed(headline(summary.rate)) in page.text
+    assert squeezed(headline(summary)) in page.text
     assert squeezed(model_sentence(summary)) in page.text
     assert "12 records, 3 of them not recovered" in page.text
     assert "longer than the capacity: 620 frames, 312 at most" in page.text

@@ -60,9 +60,17 @@ def test_power_of_ten() -> None:
 
 
 def test_headline() -> None:
-    assert headline(None) == "No utterance was attacked"
-    assert plain(headline(wilson(0, 30))) == "None of 30 utterances was recovered"
-    assert plain(headline(wilson(28, 30))) == "28 of 30 utterances recovered"
+    records = mixed_records()
+    assert headline(summarise([])) == "No utterance was attacked"
+    assert headline(summarise(records[11:])) == "Nothing was recovered"
+    assert plain(headline(summarise(records[10:]))) == "None of 2 utterances was recovered"
+    assert plain(headline(summarise(records))) == "9 of 12 utterances recovered"
+
+
+def test_attacks_are_counted_where_utterances_repeat() -> None:
+    summary = summarise([*mixed_records(), *mixed_records()])
+    assert plain(headline(summary)) == "18 of 24 attacks recovered the utterance"
+    assert plain(model_sentence(summary)).startswith("18 of 24 attacks brought the utterance back whole (75.0 %, ")
 
 
 def test_rate_with_interval() -> None:

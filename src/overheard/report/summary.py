@@ -44,6 +44,7 @@ class Summary:
     """What a set of records comes to; None where no record has the value.
 
     Attributes:
+        repeated: some utterance has more than one record, under other conditions.
         rate: records whose utterance was recovered, of all; None without records.
         in_part: records where features came back, but not all of them or not closely enough.
         failed: records where nothing came back.
@@ -58,6 +59,7 @@ class Summary:
         transcripts_exact: those where it is what was said, letter for letter.
     """
 
+    repeated: bool
     rate: Rate | None
     in_part: int
     failed: int
@@ -130,6 +132,7 @@ def summarise(records: Sequence[AuditRecord]) -> Summary:
     lengths = [record.seconds_audio for record in recovered if record.seconds_audio is not None]
     read = [record for record in records if record.transcript_recovered is not None]
     return Summary(
+        repeated=len({record.utterance for record in records}) < len(records),
         rate=wilson(len(recovered), len(records)),
         in_part=verdicts["in part"],
         failed=verdicts["failed"],

@@ -64,12 +64,18 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,}{NO_BREAK}{noun}{'' if count == 1 else 's'}"
 
 
-def headline(rate: Rate | None) -> str:
+def headline(summary: Summary) -> str:
     """The first thing a reader is told."""
+    rate = summary.rate
     if rate is None:
         return "No utterance was attacked"
+    if rate.successes == 0 and rate.trials == 1:
+        return "Nothing was recovered"
+    if summary.repeated:
+        first = f"{rate.successes:,}" if rate.successes else "None"
+        return f"{first} of {counted(rate.trials, 'attack')} recovered the utterance"
     if rate.successes == 0:
-        return "Nothing was recovered" if rate.trials == 1 else f"None of {rate.trials:,} utterances was recovered"
+        return f"None of {counted(rate.trials, 'utterance')} was recovered"
     return f"{rate.successes:,} of {counted(rate.trials, 'utterance')} recovered"
 
 
@@ -78,12 +84,15 @@ def model_sentence(summary: Summary) -> str:
     rate = summary.rate
     if rate is None:
         return "No utterance of this model was attacked."
+    if summary.repeated:
+        tried = f"{counted(rate.trials, 'attack')} brought the utterance back whole"
+    else:
+        tried = f"{counted(rate.trials, 'utterance')} came back whole"
     if rate.successes == 0:
-        parts = [f"None of {counted(rate.trials, 'utterance')} came back whole ({rate_text(rate)})."]
+        parts = [f"None of {tried} ({rate_text(rate)})."]
     else:
         parts = [
-            f"{rate.successes:,} of {counted(rate.trials, 'utterance')} came back whole ({rate_text(rate)})"
-            f"{_length_range(summary)}.",
+            f"{rate.successes:,} of {tried} ({rate_text(rate)}){_length_range(summary)}.",
             f"Their median feature error is {number(summary.median_mae)}.",
         ]
     if summary.in_part or summary.failed:
