@@ -1,0 +1,81 @@
+"""One utterance of a given length from a span: least squares by a banded Cholesky factorisation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
+from torch import Tensor
+
+from overheard.attacks.span_equations import normal_equations
+from overheard.attacks.windows import WindowedLayer
+
+
+@dataclass(frozen=True)
+class SpanSolution:
+    """Features that fit a span, and how well they are determined.
+
+    Attributes:
+        features: (T, F).
+        residual: root mean square of Pi [u_p, 1], relative to that of [u_p, 1].
+        predicted_error: root mean square error that this residual can cause along the worst-determined direction,
+            relative to the root mean square of the features.
+    """
+
+    features: Float[Tensor, "T F"]
+    residual: float
+    predicted_error: float
+
+
+def row_space(matrix: Float[Tensor, "R C"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " K"]]:
+    """Right singular vectors, one a row, and singular values, largest first; K = min(R, C)."""
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = torch.linalg.qr(matrix, mode="r").R
+    _, values, vectors = torch.linalg.svd(matrix, full_matrices=False)
+    return vectors, values
+
+
+def projector_on_complement(basis: Float[Tensor, "P C"]) -> Float[Tensor, "C C"]:
+    """Pi = 1 - V'V for orthonormal rows V."""
+    return torch.eye(basis.shape[1], dtype=basis.dtype) - basis.T @ basis
+
+
+def solve_span(basis: Float[Tensor, "P C"], layer: WindowedLayer, num_frames: int) -> SpanSolution | None:
+    """Least-squares features whose windows lie in a span; None where the equations leave them undetermined.
+
+    Args:
+        basis: orthonormal rows that span [u_p, 1], columns sorted by frame, then feature, then the constant.
+        layer: how the windows lie.
+        num_frames: T.
+    """
+    positions, size = basis.shape
+    projector = projector_on_complement(basis)
+    band, right = normal_equations(projector, layer, num_frames, layer.num_positions(num_frames))
+    try:
+        factor = (cholesky_banded(band, lower=True, check_finite=False), True)
+    except LinAlgError:
+        return None
+    solution = cho_solve_banded(factor, right, check_finite=False)
+    features = torch.from_numpy(solution).view(num_frames, layer.num_features)
+    windows = torch.nn.functional.pad(layer.windows(features), (0, 1), value=1.0)
+    outside = windows - (windows @ basis.T) @ basis
+    residual = float(outside.square().mean().sqrt())
+    equations = windows.shape[0] * (size - positions)
+    noise = float(outside.square().sum() / max(1, equations - features.numel()))
+    worst = (noise / _smallest_eigenvalue(factor, len(right))) ** 0.5
+    scale = float(features.square().mean().sqrt())
+    return SpanSolution(
+        features, residual / float(windows.square().mean().sqrt()), worst / max(scale, torch.finfo(torch.float64).tiny)
+    )
+
+
+def _smallest_eigenvalue(factor: tuple[np.ndarray, bool], size: int, steps: int = 4) -> float:
+    """By inverse iteration with the Cholesky factor; an upper bound that a few steps bring close."""
+    vector = np.random.default_rng(0).standard_normal(size)
+    growth = 1.0
+    for _ in range(steps):
+        vector /= np.linalg.norm(vector)
+        vector = cho_solve_banded(factor, vector, check_finite=False)
+        growth = float(np.linalg.norm(vector))
+    return 1.0 / growth
