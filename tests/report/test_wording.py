@@ -17,6 +17,7 @@ from overheard.report.wording import (
     percent,
     power_of_ten,
     rate_text,
+    sentence,
 )
 
 
@@ -105,3 +106,7 @@ def test_titles_and_exposure() -> None:
     assert plain(exposure_sentence(0, 2)) == "None of 2 layers gives away the span of its inputs."
     assert plain(exposure_sentence(1, 2)) == "1 of 2 layers gives away the span of its inputs."
     assert plain(exposure_sentence(2, 3)) == "2 of 3 layers give away the span of their inputs."
+
+
+def test_notes_become_sentences() -> None:
+    assert [sentence(text) for text in ("no attack yet", "Done. ")] == ["No attack yet.", "Done."]

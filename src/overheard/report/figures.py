@@ -22,6 +22,8 @@ COLOURS = 64
 """Steps of a colour map: more are not told apart, and cost space."""
 COLOUR_ENDS = (0.05, 0.95)
 """Quantiles of the true features: one coefficient of many, the level, is far from all others and may not set these."""
+DIFFERENCE_END = 0.99
+"""Quantile of the absolute difference at which its colours end."""
 PIXELS = (400, 260)
 """Frames and features beyond which a map is thinned out; it is drawn about 330 wide and 180 high."""
 POINTS = 1500
@@ -37,7 +39,7 @@ class FeatureMaps:
         true: always drawn.
         recovered: None where nothing came back.
         difference: recovered minus true, over the frames that both have.
-        largest: the largest absolute difference, which ends the colour scale of `difference`.
+        largest: the largest absolute difference.
     """
 
     true: Markup
@@ -73,9 +75,10 @@ def feature_maps(
     both = min(true.shape[0], recovered.shape[0])
     difference = recovered[:both] - true[:both]
     largest = float(difference.abs().max())
-    scale = (-largest, largest) if largest > 0.0 else (-1.0, 1.0)
+    # Where errors are few, the quantile is zero and the largest of them sets the scale.
+    end = float(numpy.quantile(difference.abs().numpy(), DIFFERENCE_END)) or largest or 1.0
     said = f"Map of recovered minus true features over {both} frames; the largest difference is {number(largest)}."
-    third = draw.panel(f"{name}-difference", difference, "PuOr", scale, said)
+    third = draw.panel(f"{name}-difference", difference, "PuOr", (-end, end), said)
     return FeatureMaps(first, second, third, largest)
 
 

@@ -64,6 +64,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,}{NO_BREAK}{noun}{'' if count == 1 else 's'}"
 
 
+def sentence(text: str) -> str:
+    """A note of somebody else's as a sentence: a capital and a full stop."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
 def headline(summary: Summary) -> str:
     """The first thing a reader is told."""
     rate = summary.rate
