@@ -1,0 +1,229 @@
+"""Local search over texts: which edit brings the occupancies of a text nearer to the observed ones."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from overheard.attacks.lattice_decoding import (
+    average_label_occupancy,
+    label_occupancy,
+    nearest_texts,
+    rank_lengths,
+)
+from overheard.attacks.output_layer import FrameEvidence
+from overheard.recognition.ctc import ctc_occupancy
+from overheard.speech.alphabet import collapse, minimum_frames
+
+AT_ONCE = 2**20
+"""Values of a lattice that are scored at once: what stays in a processor's cache."""
+
+Text = tuple[int, ...]
+Settled = Callable[[Text], bool]
+"""Whether a text explains so much that searching on is in vain."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Effort of the search.
+
+    Attributes:
+        beam: partial texts kept in integer least squares.
+        ridges: errors of label occupancies that are assumed there, one after the other.
+        lengths: numbers of labels that are fitted once, likeliest first.
+        edits: of each kind, scored in one round of local search.
+        starts: lengths that are refitted, and texts that local search starts from.
+        evaluations: texts scored before the search gives up.
+    """
+
+    beam: int = 32
+    ridges: tuple[float, ...] = (0.3, 0.1, 0.03)
+    lengths: int = 16
+    edits: int = 32
+    starts: int = 3
+    evaluations: int = 6000
+
+
+@dataclass
+class Search:
+    """One utterance's search: its evidence, and what has been scored.
+
+    Attributes:
+        evidence: of the output layer.
+        symbols: labels that the text may hold.
+        scores: |W (gamma(y) - gamma_observed)| by text, Frobenius norm.
+    """
+
+    evidence: FrameEvidence
+    symbols: list[int]
+    scores: dict[Text, float] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        """Output frames."""
+        return len(self.evidence.log_probs)
+
+    def score(self, texts: Iterable[Text]) -> dict[Text, float]:
+        """Scores of texts; those without a path are left out."""
+        wanted = {text: None for text in texts if minimum_frames(text) <= self.frames}
+        fresh = sorted((text for text in wanted if text not in self.scores), key=len)
+        while fresh:
+            rows = max(1, AT_ONCE // (self.frames * (2 * len(fresh[-1]) + 3)))
+            batch, fresh = fresh[-rows:], fresh[:-rows]
+            misfit = occupancies(self.evidence.log_probs, batch) - self.evidence.occupancy[:, None]
+            norms = torch.linalg.vector_norm(self.whiten(misfit), dim=(0, 2))
+            self.scores |= dict(zip(batch, norms.tolist(), strict=True))
+        return {text: self.scores[text] for text in wanted}
+
+    def whiten(self, values: Tensor) -> Tensor:
+        """W along the first dimension."""
+        return (self.evidence.whitener @ values.flatten(1)).view_as(values)
+
+    def best(self) -> Text:
+        """The best text so far."""
+        return min(self.scores, key=lambda text: self.scores[text])
+
+
+def occupancies(log_probs: Float[Tensor, "T V"], texts: list[Text]) -> Float[Tensor, "T N V"]:
+    """gamma of many texts of one utterance."""
+    longest = max(1, max(len(text) for text in texts))
+    targets = torch.zeros(len(texts), longest, dtype=torch.long, device=log_probs.device)
+    for row, text in zip(targets, texts, strict=True):
+        row[: len(text)] = torch.tensor(text, dtype=torch.long)
+    many = log_probs[:, None].expand(-1, len(texts), -1)
+    return ctc_occupancy(many, targets, [len(log_probs)] * len(texts), [len(text) for text in texts])
+
+
+def likely_symbols(evidence: FrameEvidence) -> list[int]:
+    """Labels whose expected number of frames, sum_t p_t - db, is more than its own expected error.
+
+    A label that is in the text is expected for about a frame or more; where the error is not well below that, the sums
+    tell nothing and every label stays.
+    """
+    mass = evidence.smoothed.sum(dim=0)
+    error = evidence.noise / len(mass) ** 0.5
+    every = list(range(1, len(mass)))
+    found = [label for label in every if float(mass[label]) > error]
+    return found if found and error < 0.25 else every
+
+
+def start_texts(search: Search, config: SearchConfig, settled: Settled) -> None:
+    """Score texts of every likely length by integer least squares, refitted to themselves, until one is settled."""
+    evidence = search.evidence
+    target = evidence.whitener @ evidence.occupancy[:, search.symbols]
+    greedy = collapse(evidence.smoothed.argmax(dim=1).tolist())
+    search.score([(), tuple(label for label in greedy if label in search.symbols)])
+    if settled(search.best()):
+        return
+    # A doubled letter takes a frame more than average symbols do, so the length is known to within their number; the
+    # first fit is already much better at the right length than beside it.
+    first: dict[int, Text] = {}
+    for length in rank_lengths(evidence.log_probs, evidence.smoothed, evidence.whitener)[: config.lengths]:
+        design = average_label_occupancy(evidence.log_probs, evidence.smoothed, length)
+        text = _fitted(search, config, target, design, config.ridges[0])
+        if text is not None:
+            first[length] = text
+            if settled(text):
+                return
+    for length in sorted(first, key=lambda length: search.scores[first[length]])[: config.starts]:
+        best = first[length]
+        for ridge in config.ridges:
+            design = label_occupancy(evidence.log_probs, list(best))
+            text = _fitted(search, config, target, design, ridge)
+            if text is not None and search.scores[text] < search.scores[best]:
+                best = text
+                if settled(text):
+                    return
+
+
+def _fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor, ridge: float) -> Text | None:
+    """The best of the texts that least squares ranks first; None where none of them has a path."""
+    if design.shape[1] == 0:
+        return None
+    texts = nearest_texts(search.evidence.whitener @ design, target, ridge, config.beam)[:4].tolist()
+    found = search.score(tuple(search.symbols[column] for column in text) for text in texts)
+    return min(found, key=lambda text: found[text], default=None)
+
+
+def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
+    """Follow the best edit until none helps, the text is settled, or the effort is spent."""
+    while not settled(text) and len(search.scores) < config.evaluations:
+        found = search.score(edits(search, text, config.edits))
+        if not found:
+            break
+        nearest = min(found, key=lambda each: found[each])
+        if found[nearest] >= search.scores[text]:
+            break
+        text = nearest
+    return text
+
+
+def edits(search: Search, text: Text, each: int) -> list[Text]:
+    """Texts one edit away, of each kind those that promise most.
+
+    With q of the text itself, what a substitution or an exchange does to the misfit E is known to first order:
+    labels i and j, of symbols a and b, exchanged change it by (q_i - q_j)(e_b - e_a). Inserting and deleting moves all
+    labels behind, which first order does not tell: a symbol is put where E looks like it, and labels are taken out, or
+    moved, where E is large.
+    """
+    evidence = search.evidence
+    design = evidence.whitener @ label_occupancy(evidence.log_probs, list(text))  # (T, L)
+    current = occupancies(evidence.log_probs, [text])[:, 0]
+    misfit = evidence.whitener @ (evidence.occupancy - current)
+    pull = design.T @ misfit  # (L, V): how much E wants symbol v at label j
+    gram = design.T @ design
+    found = [*_substitutions(search, text, pull, gram, each), *_exchanges(text, pull, gram, each)]
+    found += _insertions(search, text, pull, each)
+    doubtful = (design.T.abs() @ misfit.norm(dim=1)).argsort(descending=True)[:each].tolist()
+    for place in doubtful:
+        rest = text[:place] + text[place + 1 :]
+        found.append(rest)
+        for other in (place - 3, place - 2, place + 2, place + 3):
+            if 0 <= other <= len(rest):
+                found.append((*rest[:other], text[place], *rest[other:]))
+    return [other for other in dict.fromkeys(found) if other != text]
+
+
+def _substitutions(search: Search, text: Text, pull: Tensor, gram: Tensor, each: int) -> list[Text]:
+    if not text:
+        return []
+    own = pull.gather(1, torch.tensor(text, device=pull.device)[:, None])  # (L, 1)
+    gain = pull[:, search.symbols] - own - gram.diagonal()[:, None]
+    order = gain.flatten().argsort(descending=True)[:each].tolist()
+    count = len(search.symbols)
+    return [(*text[: at // count], search.symbols[at % count], *text[at // count + 1 :]) for at in order]
+
+
+def _exchanges(text: Text, pull: Tensor, gram: Tensor, each: int) -> list[Text]:
+    if len(text) < 2:
+        return []
+    labels = torch.tensor(text, device=pull.device)
+    wants = pull[:, labels]  # (L, L): pull at i towards the symbol of j
+    own = wants.diagonal()
+    apart = gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
+    gain = wants - own[:, None] + wants.T - own - apart
+    gain = gain.masked_fill(labels[:, None] == labels, -torch.inf).triu(1)
+    pairs = torch.triu_indices(len(text), len(text), 1, device=pull.device)
+    order = gain[pairs[0], pairs[1]].argsort(descending=True)[:each]
+    nearby = [(place, place + 1) for place in range(len(text) - 1)]
+    found = []
+    for left, right in [*pairs[:, order].T.tolist(), *nearby]:
+        changed = list(text)
+        changed[left], changed[right] = changed[right], changed[left]
+        found.append(tuple(changed))
+    return found
+
+
+def _insertions(search: Search, text: Text, pull: Tensor, each: int) -> list[Text]:
+    if not text:
+        return [(symbol,) for symbol in search.symbols]
+    padded = torch.cat([pull[:1], pull, pull[-1:]])
+    wants = (padded[:-1] + padded[1:])[:, search.symbols]  # (L + 1, symbols)
+    order = wants.flatten().argsort(descending=True)[:each].tolist()
+    count = len(search.symbols)
+    picked = {(at // count, search.symbols[at % count]) for at in order}
+    doubled = pull.gather(1, torch.tensor(text, device=pull.device)[:, None]).squeeze(1)
+    picked |= {(place, text[place]) for place in doubled.argsort(descending=True)[:each].tolist()}
+    return [(*text[:place], symbol, *text[place:]) for place, symbol in sorted(picked)]

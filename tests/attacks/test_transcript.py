@@ -1,0 +1,88 @@
+"""Words from the output layer."""
+
+import pytest
+import torch
+from small_speech import noise_features, shared, tiny_deepspeech1
+
+from overheard.attacks.transcript import recover_transcripts
+from overheard.federation.client import ClientSettings
+from overheard.federation.update import ClientUpdate
+from overheard.recognition.models import build_model, model_spec
+
+TEXTS = ["", "A", "AA", "HELLO", "ALL SEEN TOO", "THE BALLOON  IS OFF", "AAAAAA"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_finds_a_text_exactly(text: str) -> None:
+    model, features = tiny_deepspeech1(), noise_features([40])
+    found = recover_transcripts(model, shared(model, features, [text]), features)
+    assert found.texts == (text,)
+    assert found.exact == (True,)
+    assert found.reason is None
+    assert found.residual[0] < found.gap[0] / 10
+
+
+@pytest.mark.parametrize("scale", [10.0, 60.0])
+def test_finds_a_text_under_peaky_probabilities(scale: float) -> None:
+    model, features = tiny_deepspeech1(), noise_features([40])
+    with torch.no_grad():
+        model.output.weight.mul_(scale)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    found = recover_transcripts(model, shared(model, features, ["SEVEN THREE"]), features)
+    assert found.texts == ("SEVEN THREE",)
+    assert found.exact == (True,)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "hidden_size"), [((20, 20), 192), ((25, 18, 31), 256)], ids=["equal lengths", "three lengths"]
+)
+def test_finds_every_text_of_a_batch(lengths: tuple[int, ...], hidden_size: int) -> None:
+    model, features = tiny_deepspeech1(hidden_size), noise_features(lengths)
+    texts = ("GOOD", "TALL", "YES SIR")[: len(lengths)]
+    found = recover_transcripts(model, shared(model, features, texts), features)
+    assert found.texts == texts
+    assert all(found.exact)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_finds_a_text_behind_local_steps(steps: int) -> None:
+    model, features = tiny_deepspeech1(), noise_features([30])
+    settings = ClientSettings("delta", "eval", steps, 1e-3)
+    found = recover_transcripts(model, shared(model, features, ["LATER"], settings), features)
+    assert found.texts == ("LATER",)
+    assert found.exact == (True,)
+
+
+def test_finds_a_text_in_half_precision() -> None:
+    model, features = tiny_deepspeech1(), noise_features([24])
+    update = shared(model, features, ["HALF"])
+    coarse = ClientUpdate({name: tensor.bfloat16() for name, tensor in update.tensors.items()}, update.protocol)
+    assert recover_transcripts(model, coarse, features).texts == ("HALF",)
+
+
+def test_reads_an_output_layer_without_bias_behind_train_mode_batch_norm() -> None:
+    model = build_model(model_spec("deepspeech2", channels=4, num_layers=1, hidden_size=64))
+    features = noise_features([61], 257)
+    update = shared(model, features, ["NO BIAS"], ClientSettings(mode="train"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = recover_transcripts(model, update, features)
+    assert found.texts == ("NO BIAS",)
+    assert found.exact == (True,)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_does_not_call_a_text_exact_from_wrong_features() -> None:
+    model, features = tiny_deepspeech1(), noise_features([40])
+    update = shared(model, features, ["SOMETHING SAID"])
+    assert recover_transcripts(model, update, noise_features([40], seed=1)).exact == (False,)
+
+
+def test_says_why_nothing_is_found() -> None:
+    features = noise_features([30])
+    dropping = tiny_deepspeech1(dropout=0.5)
+    update = shared(dropping, features, ["MASKS"], ClientSettings(mode="train"))
+    assert "dropout" in (recover_transcripts(dropping, update, features).reason or "")
+    model = tiny_deepspeech1()
+    update = shared(model, features, ["HERE"])
+    assert "2 of the update's 1" in (recover_transcripts(model, update, features * 2).reason or "")
+    partial = ClientUpdate({"input_layers.0.weight": update.tensors["input_layers.0.weight"]}, update.protocol)
+    assert "output" in (recover_transcripts(model, partial, features).reason or "")
