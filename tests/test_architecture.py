@@ -16,15 +16,20 @@ LAYERS = {
     "federation": {"errors", "storage", "speech", "recognition"},
     "attacks": {"errors", "storage", "metering", "speech", "recognition", "federation"},
     "metrics": {"errors", "storage", "speech"},
+    "training": {"errors", "storage", "metering", "speech", "recognition", "metrics"},
     "audit": {"errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics"},
     "report": {"errors", "storage", "audit.records"},
-    "benchmarks": {"errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "audit"},
+    "benchmarks": {
+        "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "training",
+        "audit",
+    },
     "commands": {
-        "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "audit", "report",
-        "benchmarks",
+        "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "training",
+        "audit", "report", "benchmarks",
     },
     "options": {"speech", "federation"},
-    "cli": {"errors", "commands", "options", "speech", "federation", "audit"},
+    "cli_training": {"errors", "commands", "options", "training"},
+    "cli": {"errors", "commands", "options", "cli_training", "speech", "federation", "audit"},
 }  # fmt: skip
 """What each part may import besides itself and the version."""
 

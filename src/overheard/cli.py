@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
-from overheard import __version__
+from overheard import __version__, cli_training
 from overheard.errors import InputError
 from overheard.options import DEFAULT_THREADS, Choice, Client, Machine, client_settings, selection_of
 
@@ -254,6 +254,7 @@ DATA = Union[  # noqa: UP007 (built from values)
 COMMANDS = Union[  # noqa: UP007
     _command("demo", demo),
     Annotated[DATA, subcommand("data", description="Corpora: download, prepare, synthesize, inspect.")],
+    _command("train", cli_training.train),
     _command("share", share),
     _command("attack", attack),
     _command("score", score),

@@ -255,7 +255,7 @@ def test_a_users_own_model(users_module: str) -> None:
         (":build", r":build: no such model; choose one of deepspeech1"),
         ("deepspeech", r"deepspeech: no such model; choose one of deepspeech1, .* the path .*module:function"),
         ("somewhere/model.safetensors", r"no such model"),
-        (".", r"\.: a folder; name the model file in it"),
+        (".", r"\.: a folder without checkpoints; name a run of overheard train, or a model file"),
         ("", r"no such model"),
         ("{", r"model specification: no JSON"),
         (json.dumps({"name": "deepspeech1", "config": {"hidden_size": 0}}), r"hidden_size: 0"),

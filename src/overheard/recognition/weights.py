@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from overheard.errors import InputError
 from overheard.recognition.models import MODELS, ModelSpec, build_model, model_on_meta, spec_of
 from overheard.recognition.recogniser import seeded
+from overheard.recognition.run_folder import model_file
 from overheard.speech.alphabet import Alphabet
 from overheard.speech.features import FrontEndConfig
 from overheard.storage import read_tensors, write_tensors
@@ -94,7 +95,8 @@ def resolve_model(text: str, seed: int) -> nn.Module:
         text: a registered name, for the published sizes with weights from the seed; the JSON of a `ModelSpec`, which
             has its own seed; `module:function`, a function without arguments that returns an `nn.Module` with
             `front_end`, `alphabet` and `output_lengths`, called with torch's generator at the seed, modules in the
-            working folder included; or the path of a saved model.
+            working folder included; the path of a saved model; or the folder of a training run, for its best
+            checkpoint.
         seed: of random weights.
 
     Raises:
@@ -108,11 +110,11 @@ def resolve_model(text: str, seed: int) -> nn.Module:
     if path.is_file():
         return load_model(path)
     if text and path.is_dir():
-        raise InputError(text, "a folder", "name the model file in it")
+        return load_model(model_file(path))
     module, colon, function = text.partition(":")
     if colon and all(part.isidentifier() for part in module.split(".")):
         return _users_model(text, module, function, seed)
-    remedy = f"choose one of {', '.join(MODELS)}, the path of a saved model, or module:function"
+    remedy = f"choose one of {', '.join(MODELS)}, the path of a saved model or of a run, or module:function"
     raise InputError(text, "no such model", remedy)
 
 

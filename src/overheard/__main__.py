@@ -1,0 +1,5 @@
+"""`python -m overheard`, which torchrun starts."""
+
+from overheard.cli import main
+
+main()

@@ -1,0 +1,101 @@
+"""The command line of training and transcribing; see `cli`."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from overheard.options import Choice, Machine, selection_of
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Settings that replace the recipe's.
+
+    Attributes:
+        epochs: passes over the corpus
+        batch_seconds: audio in one batch of one process, s
+        accumulate: batches that make one step
+        optimiser: adamw, sgd or novograd
+        learning_rate: the highest of the schedule
+        schedule: cosine, one-cycle or constant
+        precision: 32, bf16 or 16
+        clip_norm: largest norm of the gradient
+        evaluate_every: epochs between two measurements of the word error rate
+        checkpoint_every: steps between two checkpoints
+        keep: how many of the last checkpoints stay, beside the best
+        most_skipped: steps that may be skipped before the run ends with an error
+    """
+
+    epochs: int | None = None
+    batch_seconds: float | None = None
+    accumulate: int | None = None
+    optimiser: Literal["adamw", "sgd", "novograd"] | None = None
+    learning_rate: float | None = None
+    schedule: Literal["cosine", "one-cycle", "constant"] | None = None
+    precision: Literal["32", "bf16", "16"] | None = None
+    clip_norm: float | None = None
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    keep: int | None = None
+    most_skipped: int | None = None
+
+
+def train(
+    *,
+    corpus: Path,
+    out: Path,
+    recipe: Literal["librispeech-960", "librispeech-100", "librispeech-mini", "digits", "synthetic"] = "digits",
+    dev_corpus: Path | None = None,
+    model: str | None = None,
+    hold_out: tuple[str, ...] = (),
+    leave_one_out: bool = False,
+    augment: bool = True,
+    devices: int = 1,
+    hosts: int = 1,
+    workers: int = 0,
+    changes: OmitArgPrefixes[Changes] = Changes(),
+    choice: OmitArgPrefixes[Choice] = Choice(),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Train a recogniser by a recipe. Writes checkpoints, metrics.jsonl, TensorBoard's events and curves to OUT.
+
+    Started again with the same flags it goes on from the last checkpoint, bit for bit on a CPU.
+
+    Example: overheard train --recipe digits --corpus corpora/digits --out runs/digits
+
+    Example: torchrun --nproc-per-node 2 -m overheard train --recipe librispeech-960 --corpus corpora/LibriSpeech
+    --device cuda --out runs/librispeech
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        out: the run's folder; give it to --model of any command, or to overheard transcribe
+        recipe: model, choice of utterances and settings
+        dev_corpus: where the word error rate is measured, if not in the same corpus
+        model: instead of the recipe's: a name, or a file or run whose weights to start from
+        hold_out: speakers to learn nothing from; the word error rate is measured on them
+        leave_one_out: one run for each speaker, held out of it; prints a table
+        augment: change speed, tempo, noise and masks as the recipe says
+        devices: processes on this host, one GPU each with --device cuda; torchrun's count goes before
+        hosts: computers that run this command through torchrun
+        workers: processes beside each training process that prepare batches
+    """
+    from overheard.commands import training
+    from overheard.training.devices import Devices
+
+    order = training.Order(
+        recipe=recipe,
+        corpus=corpus,
+        dev_corpus=dev_corpus,
+        out=out,
+        model=model,
+        selection=selection_of(choice, machine),
+        hold_out=hold_out,
+        augment=augment,
+        changes={name: value for name, value in asdict(changes).items() if value is not None},
+        devices=Devices(machine.device, devices, hosts),
+        workers=workers,
+        threads=machine.threads,
+    )
+    (training.train_each if leave_one_out else training.train)(order)

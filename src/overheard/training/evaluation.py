@@ -1,0 +1,77 @@
+"""Word and character error rate of a model on utterances it does not learn from, shared among all processes."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from lhotse import MonoCut
+from lightning.fabric import Fabric
+from torch import nn
+from torch.nn import functional
+
+from overheard.metrics.words import WordErrors, count_errors
+from overheard.recognition.decoding import greedy
+from overheard.training.data import FeatureDataset, alphabet_of, in_order
+from overheard.training.devices import total
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model hears.
+
+    Attributes:
+        loss: CTC loss averaged over utterances, nats; None where it is not finite.
+        wer: word error rate by greedy decoding; None without words.
+        cer: character error rate.
+        utterances: how many could be used.
+    """
+
+    loss: float | None
+    wer: float | None
+    cer: float | None
+    utterances: int
+
+
+def evaluate(
+    model: nn.Module, cuts: Sequence[MonoCut], batch_seconds: float, fabric: Fabric | None = None
+) -> Evaluation:
+    """Greedy error rates over all the cuts, edits and lengths summed before they are divided.
+
+    Args:
+        model: left in the mode it was in.
+        cuts: utterances; those that cannot be read are left out.
+        batch_seconds: audio in one batch, s.
+        fabric: shares the batches among its processes; None for this one alone.
+    """
+    errors, loss, heard_in_all = WordErrors(), 0.0, 0
+    dataset, alphabet = FeatureDataset(model), alphabet_of(model)
+    device = next(model.parameters()).device
+    batches = in_order(cuts, batch_seconds)
+    if fabric is not None:
+        batches = batches[fabric.global_rank :: fabric.world_size]
+    precision: AbstractContextManager[object] = nullcontext() if fabric is None else fabric.autocast()
+    training = model.training
+    model.eval()
+    for batch_cuts in batches:
+        heard = dataset[batch_cuts]
+        if heard.batch is None:
+            continue
+        batch = heard.batch.to(device)
+        with torch.no_grad(), precision:
+            logits, lengths = model(batch.features, batch.num_frames)
+        losses = functional.ctc_loss(
+            logits.float().log_softmax(-1), batch.targets, lengths, batch.target_lengths, reduction="none"
+        )
+        loss += float(losses.sum())
+        heard_in_all += batch.size
+        for index, hypothesis in enumerate(greedy(logits, lengths, alphabet)):
+            errors += count_errors(hypothesis.text, alphabet.decode(batch.utterance_labels(index)))
+    model.train(training)
+    summed = (loss, heard_in_all, errors.word_edits, errors.words, errors.character_edits, errors.characters)
+    if fabric is not None:
+        loss, heard_in_all, *counts = total(fabric, *map(float, summed))
+        errors = WordErrors(*map(int, counts))
+    mean = loss / heard_in_all if heard_in_all and math.isfinite(loss) else None
+    return Evaluation(mean, errors.wer, errors.cer, int(heard_in_all))
