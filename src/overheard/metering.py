@@ -1,5 +1,7 @@
 """Wall time and peak memory of a stretch of code."""
 
+import ctypes
+import gc
 import resource
 import sys
 import time
@@ -46,6 +48,11 @@ def _restart(device: torch.device) -> int | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    # What earlier work freed but the allocator kept would hide new peaks.
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
     try:
         # Linux: 5 resets the peak resident size of this process (man 5 proc).
         Path("/proc/self/clear_refs").write_text("5")

@@ -64,11 +64,13 @@ def report(folder: Path) -> None:
 def result_table(records: list[AuditRecord]) -> Table:
     """One row for each record, and a last one that sums them up."""
     recovered = [record for record in records if record.recovered]
-    table = Table(title="What came back", title_justify="left", show_footer=True, box=SIMPLE)
+    models = sorted({record.model or "?" for record in records})
+    title = f"What came back from {', '.join(models)}"
+    table = Table(title=title, title_justify="left", show_footer=True, box=SIMPLE, caption_justify="left")
+    table.caption = f"{len(recovered)} of {len(records)} recovered: all frames, mean absolute error below 0.01"
     seconds = [record.seconds for record in records if record.seconds is not None]
     median = f"{statistics.median(seconds):.2f}" if seconds else "-"
-    table.add_column("utterance", footer=f"{len(recovered)} of {len(records)}", no_wrap=True)
-    table.add_column("model", footer="recovered", overflow="fold")
+    table.add_column("utterance", footer="median", no_wrap=True)
     table.add_column("frames", justify="right")
     table.add_column("MAE", justify="right")
     table.add_column("SNR dB", justify="right")
@@ -82,5 +84,5 @@ def result_table(records: list[AuditRecord]) -> Table:
         mae, snr, spent = ("-" if value is None else f"{value:{how}}" for value, how in numbers)
         peak = "-" if record.peak_mb is None else f"{record.peak_mb:.0f}"
         unique = {True: "yes", False: "no", None: "-"}[record.unique]
-        table.add_row(record.utterance, record.model, frames, mae, snr, unique, spent, peak, record.reason or "")
+        table.add_row(record.utterance, frames, mae, snr, unique, spent, peak, record.reason or "")
     return table
