@@ -11,8 +11,8 @@ that follow when the observed rounding of CTC is put into the output's gradient 
 A Wiener filter takes as much of it from the update as is known better than the size that float32 gives it.
 
 How much the second difference may be is found by running too. The client's run and ours are each as far from the
-rounding-free update as runs can be from each other, so its **floor** is twice the largest distance among updates of the
-same candidate with its features moved by their stated precision and the output's gradient by what is unknown of
+rounding-free update as runs can be from each other, so its **floor** is twice the largest distance among updates of
+the same candidate with its features moved by their stated precision and the output's gradient by what is unknown of
 it, cast to the number format in which the update came: this holds float32 sums, units that switch at zero, the
 subtraction behind a delta, and the steps of half precision. The **tolerance** that a certificate states is the error
 of the features, relative to their root mean square, that would explain the difference.
@@ -179,7 +179,7 @@ def _through_output(
             for own, spread in zip(known, unknown, strict=True)
         ]
         moved.append(_backwards(candidate, _moved(candidate.features, precision, moves), drawn))
-    spreads = [_distance(one, other, observed) for at, one in enumerate(moved) for other in moved[:at]]
+    spreads = _spreads(moved, observed)
     found = _compared(expected, observed, spreads, 2 * max(spreads), precision)
     return replace(found, text_residual=worst.residual, text_floor=worst.floor, text_gap=worst.gap)
 
@@ -230,7 +230,7 @@ def _as_it_stands(candidate: _Candidate, precision: float, samples: int, moves: 
     expected = _simulate(model, update, features, texts)
     moved = [expected]
     moved += [_simulate(model, update, _moved(features, precision, moves), texts) for _ in range(samples)]
-    spreads = [_distance(one, other, update.tensors) for at, one in enumerate(moved) for other in moved[:at]]
+    spreads = _spreads(moved, update.tensors)
     floor = max(2 * max(spreads), FLOAT32 * _largest_loss(candidate))
     gap = _gap(candidate, expected)
     found = _compared(expected, update.tensors, spreads, floor, precision)
@@ -327,9 +327,18 @@ def _simulate(
 
 def _distance(one: dict[str, Tensor], other: dict[str, Tensor], scale: dict[str, Tensor]) -> float:
     """|one - other| / |scale| over the tensors of `one`."""
-    above = sum(float((one[name].double() - other[name].double()).square().sum()) for name in one)
-    below = sum(float(scale[name].double().square().sum()) for name in one)
+    above = sum(_norm(one[name] - other[name]) ** 2 for name in one)
+    below = sum(_norm(scale[name]) ** 2 for name in one)
     return (above / below) ** 0.5 if below > 0 else float(above > 0)
+
+
+def _spreads(runs: list[dict[str, Tensor]], scale: dict[str, Tensor]) -> list[float]:
+    """Distances of all pairs of runs."""
+    return [_distance(one, other, scale) for at, one in enumerate(runs) for other in runs[:at]]
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def _moved(features: Sequence[Tensor], precision: float, generator: torch.Generator) -> list[Tensor]:
