@@ -63,14 +63,14 @@ def solve_span(basis: Float[Tensor, "P C"], layer: WindowedLayer, num_frames: in
     residual = float(outside.square().mean().sqrt())
     equations = windows.shape[0] * (size - positions)
     noise = float(outside.square().sum() / max(1, equations - features.numel()))
-    worst = (noise / _smallest_eigenvalue(factor, len(right))) ** 0.5
+    worst = (noise / smallest_eigenvalue(factor, len(right))) ** 0.5
     scale = float(features.square().mean().sqrt())
     return SpanSolution(
         features, residual / float(windows.square().mean().sqrt()), worst / max(scale, torch.finfo(torch.float64).tiny)
     )
 
 
-def _smallest_eigenvalue(factor: tuple[np.ndarray, bool], size: int, steps: int = 4) -> float:
+def smallest_eigenvalue(factor: tuple[np.ndarray, bool], size: int, steps: int = 4) -> float:
     """By inverse iteration with the Cholesky factor; an upper bound that a few steps bring close."""
     vector = np.random.default_rng(0).standard_normal(size)
     growth = 1.0

@@ -1,0 +1,294 @@
+"""Frame after frame out of an `ActivatedSpan`: every window adds a few unknown frames to frames that are known.
+
+The zero padding ahead of an utterance leaves its first window fewer unknowns than equations, and each later window has
+only its newest frames unknown. Levenberg-Marquardt solves each, with exact Jacobians, on a random part of the
+equations; one step with all of them follows, since errors of older frames enter the newest ones and would grow.
+Frames decode to zeros in the padding behind the utterance: this is how its end shows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from overheard.attacks.activated_span import ActivatedSpan
+from overheard.attacks.window_refinement import mean_hessian, refine
+from overheard.attacks.windows import WindowedLayer
+
+STEP_EQUATIONS = 256
+LM_STEPS = 40
+WRONG = 2e-2
+"""Residual, relative to the inputs, that no right window leaves, whatever the noise; wrong frames leave 5e-2."""
+ABOVE_ROUNDING = 30.0
+"""How many times the residual expected of rounding a window may leave: older frames' errors add to it."""
+DRIFT = 5.0
+"""The same, from which on the last frames are fitted anew, together."""
+ZERO = 2e-2
+"""Size of a padding frame, relative to the utterance's frames."""
+SAME = 1e-3
+"""Difference of bit-identical frames, relative to their size, after decoding."""
+OLDER_STARTS = 8
+"""Frames already decoded that are tried as a start where the last one fails."""
+
+
+@dataclass(frozen=True)
+class DecodedFrames:
+    """What came out from the first window on.
+
+    Attributes:
+        features: (T, F), up to where the decoder came.
+        complete: whether the padding behind the utterance was reached.
+        repeats: positions at which a run of equal frames filled a window; how often they repeat, the span cannot tell.
+        refits: how often the last frames were fitted anew.
+    """
+
+    features: Float[Tensor, "T F"]
+    complete: bool
+    repeats: int
+    refits: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Unknowns x of one window, and how well it lies in the span.
+
+    Attributes:
+        unknowns: x.
+        residual: norm of Pi a.
+        expected: norm that rounding alone would give it.
+        size: norm of a.
+    """
+
+    unknowns: Float[Tensor, " U"]
+    residual: float
+    expected: float
+    size: float
+
+    @property
+    def accepted(self) -> bool:
+        """Whether this is a window of the utterance, as far as its residual tells."""
+        return self.residual <= min(ABOVE_ROUNDING * self.expected, WRONG * self.size)
+
+
+@dataclass(frozen=True)
+class StepProblem:
+    """An `ActivatedSpan` in float32 with the part of its equations that single steps use, transposed.
+
+    Attributes:
+        span: all of it.
+        equations: (A, E) orthonormal columns.
+    """
+
+    span: ActivatedSpan
+    equations: Float[Tensor, "A E"]
+
+
+def step_problem(span: ActivatedSpan, layer: WindowedLayer, generator: torch.Generator) -> StepProblem:
+    """Enough equations for the first window, which has most unknowns."""
+    unknowns = (layer.window - layer.before) * layer.num_features
+    return StepProblem(
+        span.single_precision(), span.sketch(max(STEP_EQUATIONS, 2 * unknowns), generator).float().contiguous()
+    )
+
+
+def fit_window(
+    problem: StepProblem,
+    offset: Float[Tensor, " H"],
+    weight: Float[Tensor, "H U"],
+    start: Float[Tensor, " U"],
+) -> Fit:
+    """Levenberg-Marquardt on Pi a / |a|, a = [phi(offset + weight x), 1].
+
+    Without the division, frames that shrink to nothing come close: they leave only the constant outside the span.
+    """
+    equations = problem.equations[:, : max(STEP_EQUATIONS, 2 * len(start))]
+    unknowns, damping = start, 1e-3
+    here = _Point.at(problem.span, offset, weight, unknowns, equations)
+    hessian = torch.eye(len(start))
+    for _ in range(LM_STEPS):
+        jacobian = here.jacobian(equations, weight)
+        hessian, gradient = jacobian.T @ jacobian, jacobian.T @ here.residual
+        level = float(hessian.diagonal().mean())
+        for _ in range(6):
+            damped = hessian + damping * level * torch.eye(len(hessian))
+            change = torch.linalg.solve(damped, gradient)
+            there = _Point.at(problem.span, offset, weight, unknowns - change, equations)
+            if there.square < here.square:
+                break
+            damping = 8 * max(damping, 1e-4)
+        else:
+            break
+        damping = damping / 10 if damping > 1e-7 else 0.0
+        unknowns, here = unknowns - change, there
+        if float(change.norm()) <= 1e-5 * float(unknowns.norm()):
+            break
+    scale = here.size**2 * problem.span.num_equations / equations.shape[1]
+    return _with_all_equations(problem, offset, weight, unknowns, scale * hessian)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Residual Pi a / |a| in a part of the equations, and what its Jacobian takes."""
+
+    inputs: Float[Tensor, " A"]
+    slopes: Float[Tensor, " H"]
+    residual: Float[Tensor, " E"]
+    size: float
+    square: float
+
+    @staticmethod
+    def at(
+        span: ActivatedSpan,
+        offset: Float[Tensor, " H"],
+        weight: Float[Tensor, "H U"],
+        unknowns: Float[Tensor, " U"],
+        equations: Float[Tensor, "A E"],
+    ) -> "_Point":
+        inputs, slopes = span.inputs(offset + weight @ unknowns)
+        size = max(float(inputs.norm()), torch.finfo(inputs.dtype).tiny)
+        residual = (inputs @ equations) / size
+        return _Point(inputs, slopes, residual, size, float(residual @ residual))
+
+    def jacobian(self, equations: Float[Tensor, "A E"], weight: Float[Tensor, "H U"]) -> Float[Tensor, "E U"]:
+        active = self.slopes.nonzero()[:, 0]
+        moved = weight[active] * self.slopes[active, None]
+        growth = self.inputs[active] @ moved / self.size**2
+        return (equations[active].T @ moved) / self.size - torch.outer(self.residual, growth)
+
+
+def _with_all_equations(
+    problem: StepProblem,
+    offset: Float[Tensor, " H"],
+    weight: Float[Tensor, "H U"],
+    unknowns: Float[Tensor, " U"],
+    hessian: Float[Tensor, "U U"],
+) -> Fit:
+    """One step on the gradient of all equations, with the Hessian that a part of them gave, scaled up."""
+    span = problem.span
+    inputs, slopes = span.inputs(offset + weight @ unknowns)
+    rest, _, _ = span.outside(inputs)
+    gradient = weight.T @ (rest[: len(weight)] * slopes)
+    change = torch.linalg.lstsq(hessian, gradient[:, None]).solution[:, 0]
+    inputs, _ = span.inputs(offset + weight @ (unknowns - change))
+    _, residual, expected = span.outside(inputs)
+    return Fit(unknowns - change, float(residual), float(expected), float(inputs.norm()))
+
+
+def first_windows(
+    problem: StepProblem, layer: WindowedLayer, starts: list[Float[Tensor, "K F"]], count: int
+) -> Iterator[Float[Tensor, "K F"]]:
+    """Frames of the window at the start of each utterance, padding left out; up to `count` different ones.
+
+    Args:
+        problem: the span.
+        layer: the windowed layer; its padding ahead tells first windows from all others.
+        starts: guesses to begin at.
+        count: utterances in the update.
+    """
+    weight = problem.span.weight[:, layer.before * layer.num_features :].contiguous()
+    found: list[Tensor] = []
+    for start in starts:
+        fit = fit_window(problem, problem.span.bias, weight, start.flatten().float())
+        frames = fit.unknowns.view(-1, layer.num_features)
+        if fit.accepted and not any(_same(frames, other) for other in found):
+            found.append(frames)
+            yield frames
+            if len(found) == count:
+                return
+
+
+def decode_frames(
+    problem: StepProblem,
+    layer: WindowedLayer,
+    first: Float[Tensor, "K F"],
+    longest: int,
+    more_starts: Callable[[], list[Float[Tensor, "S F"]]],
+) -> DecodedFrames:
+    """All frames of the utterance that starts with `first`.
+
+    Args:
+        problem: the span.
+        layer: the windowed layer.
+        first: frames of its first window, padding left out.
+        longest: positions after which to give up.
+        more_starts: guesses of the newest frames of a window, asked for where those of the decoder's own fail.
+    """
+    features, stride = layer.num_features, layer.stride
+    known = (layer.window - stride) * features
+    older, newest = problem.span.weight[:, :known].contiguous(), problem.span.weight[:, known:].contiguous()
+    rows = torch.cat([torch.zeros(layer.before, features), first])
+    padding = layer.after - stride + 1
+    repeats, refits, fitted, block, next_block = 0, 0, len(rows), None, 1
+    for position in range(1, longest):
+        trailing = rows[len(rows) - padding :] if padding > 0 else rows[:0]
+        if len(trailing) and len(rows) > layer.before + padding and _is_zero(trailing, rows):
+            break
+        context = rows[position * stride :]
+        offset = older @ context.flatten() + problem.span.bias
+        filled = position > 1 and _same(rows[-layer.window : -stride], rows[-layer.window + stride :])
+        fit = None
+        for start in _starts(rows, layer, filled, more_starts):
+            tried = fit_window(problem, offset, newest, start.flatten())
+            if tried.accepted and not (filled and _same(tried.unknowns.view(-1, features), rows[-stride:])):
+                fit = tried
+                break
+        if fit is None:
+            break
+        repeats += filled
+        rows = torch.cat([rows, fit.unknowns.view(stride, features)])
+        if fit.residual > DRIFT * fit.expected and len(rows) - fitted >= layer.window:
+            if block is None or refits >= next_block:
+                block, next_block = mean_hessian(problem.span, _windows(rows, layer)), 2 * max(refits, 1)
+            rows, fitted, refits = _fit_last(problem.span, layer, rows, fitted, block), len(rows), refits + 1
+    end = len(rows)
+    complete = padding > 0 and end > layer.before + padding and _is_zero(rows[-padding:], rows)
+    while complete and _is_zero(rows[end - 1 : end], rows) and len(rows) - end < layer.after:
+        end -= 1
+    return DecodedFrames(rows[layer.before : end].double(), complete, repeats, refits)
+
+
+def _starts(
+    rows: Float[Tensor, "R F"],
+    layer: WindowedLayer,
+    filled: bool,
+    more_starts: Callable[[], list[Float[Tensor, "S F"]]],
+) -> Iterator[Float[Tensor, "S F"]]:
+    """Guesses of the newest frames, the likeliest first."""
+    stride = layer.stride
+    last = rows[-1:].expand(stride, -1)
+    if not filled:
+        yield last
+    yield torch.zeros_like(last)
+    yield 2 * last - rows[-1 - stride : -stride][-1:].expand(stride, -1)
+    own = rows[layer.before :]
+    yield own.mean(dim=0, keepdim=True).expand(stride, -1)
+    for index in torch.linspace(0, len(own) - 1, OLDER_STARTS).long().tolist():
+        yield own[index : index + 1].expand(stride, -1)
+    yield from more_starts()
+
+
+def _windows(rows: Float[Tensor, "R F"], layer: WindowedLayer) -> Float[Tensor, "P C"]:
+    return rows.unfold(0, layer.window, layer.stride).transpose(1, 2).flatten(1)
+
+
+def _fit_last(
+    span: ActivatedSpan, layer: WindowedLayer, rows: Float[Tensor, "R F"], fitted: int, block: Float[Tensor, "C C"]
+) -> Float[Tensor, "R F"]:
+    """Frames since the last such fit, and a window before them, fitted together; those before stay."""
+    overlap = layer.window - layer.stride
+    free = max(overlap, fitted - layer.window)
+    free += (len(rows) - free) % layer.stride
+    slab = rows[free - overlap :]
+    fit = refine(span, slab, (overlap, len(slab)), layer, block, tolerance=1e-2, steps=2)
+    return torch.cat([rows[: free - overlap], fit.rows])
+
+
+def _is_zero(frames: Float[Tensor, "K F"], rows: Float[Tensor, "R F"]) -> bool:
+    """Whether frames are padding, beside the size of frames in general."""
+    return bool(frames.norm(dim=1).max() <= ZERO * rows.square().sum(dim=1).mean().sqrt())
+
+
+def _same(one: Float[Tensor, "K F"], other: Float[Tensor, "K F"]) -> bool:
+    return bool((one - other).norm() <= SAME * other.norm())
