@@ -11,6 +11,7 @@ from overheard.federation.update import ClientUpdate
 
 QUICK = {
     "span": {},
+    "sequential": {"starts": 2},
 }
 """Settings that keep each attack to a few seconds; a new attack adds a row."""
 

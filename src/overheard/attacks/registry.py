@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from overheard.attacks import span
+from overheard.attacks import sequential, span
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import rank_scan
 from overheard.errors import InputError
@@ -31,6 +31,9 @@ class Attack:
 
 ATTACKS = {
     "span": Attack(span.attack, span.SpanConfig, "closed form for layers that see overlapping windows of the input"),
+    "sequential": Attack(
+        sequential.attack, sequential.SequentialConfig, "past that: frame after frame out of the layer behind"
+    ),
 }
 
 AUTO = "auto"
