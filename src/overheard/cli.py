@@ -134,6 +134,7 @@ def attack(
     *,
     out: Path,
     attack: str = "auto",
+    until: Literal["features", "words", "certificate"] = "words",
     model: str | None = None,
     known_transcript: tuple[str, ...] = (),
     known_frames: tuple[int, ...] = (),
@@ -147,6 +148,7 @@ def attack(
         update: file that overheard share wrote
         out: file for the reconstruction
         attack: by name, or auto for each in turn, or rank for the rank scan alone
+        until: how far to go: features, then words, then a certificate by running the client again
         model: the public model, where the update does not name one that can be built
         known_transcript: declared prior knowledge: what each utterance says
         known_frames: declared prior knowledge: input frames of each utterance
@@ -157,6 +159,7 @@ def attack(
         update,
         out,
         attack,
+        until,
         model,
         known_transcript,
         known_frames,
@@ -186,6 +189,7 @@ def audit(
     out: Path,
     model: tuple[str, ...] = ("deepspeech1",),
     attack: str = "auto",
+    until: Literal["features", "words", "certificate"] = "words",
     known: tuple[Literal["transcript", "length"], ...] = (),
     examples: int = 4,
     choice: OmitArgPrefixes[Choice] = Choice(),
@@ -203,6 +207,7 @@ def audit(
         out: folder for records, examples and page
         model: one or more: names, files, or module:function
         attack: by name, or auto for each in turn
+        until: how far to go: features, then words, then a certificate by running the client again
         known: what the attacker is declared to know beforehand
         examples: so many utterances, the first ones, keep their signals for the page
     """
@@ -215,6 +220,7 @@ def audit(
         models=model,
         client=client_settings(client),
         attack=attack,
+        until=until,
         known=known,
         examples=examples,
         seed=machine.seed,
@@ -255,6 +261,7 @@ COMMANDS = Union[  # noqa: UP007
     _command("demo", demo),
     Annotated[DATA, subcommand("data", description="Corpora: download, prepare, synthesize, inspect.")],
     _command("train", cli_training.train),
+    _command("transcribe", cli_training.transcribe),
     _command("share", share),
     _command("attack", attack),
     _command("score", score),

@@ -53,7 +53,8 @@ def test_failures_are_records_and_not_the_end(plan: AuditPlan, tmp_path: Path) -
     assert first.seconds_audio == 0.5
     assert (first.attack, first.kind, first.mode, first.batch, first.defence) == ("span", "gradient", "eval", 1, "none")
     assert first.feature_mae is not None
-    assert first.cer is None, "no transcript was recovered, so it has no error rate"
+    assert (first.transcript_recovered, first.cer, first.wer) == ("ONE", 0.0, 0.0)
+    assert records["11-1-0002"].cer is None, "no transcript was recovered, so it has no error rate"
 
 
 def test_the_folder_holds_what_a_report_needs(plan: AuditPlan, tmp_path: Path) -> None:
@@ -90,9 +91,17 @@ def test_other_settings_are_not_mixed(plan: AuditPlan, tmp_path: Path) -> None:
 
 def test_the_same_plan_gives_the_same_records(plan: AuditPlan, tmp_path: Path) -> None:
     one, two = (run(plan, tmp_path / name) for name in ("one", "two"))
-    assert [replace(record, seconds=None, peak_mb=None) for record in one] == [
-        replace(record, seconds=None, peak_mb=None) for record in two
+    assert [replace(record, seconds=None, seconds_words=None, peak_mb=None) for record in one] == [
+        replace(record, seconds=None, seconds_words=None, peak_mb=None) for record in two
     ]
+
+
+def test_an_attack_goes_as_far_as_it_is_asked_to(plan: AuditPlan, tmp_path: Path) -> None:
+    one = replace(plan, selection=Selection(utterances=("11-1-0000",)))
+    (features,) = run(replace(one, until="features"), tmp_path / "features")
+    (proven,) = run(replace(one, until="certificate"), tmp_path / "certificate")
+    assert (features.transcript_recovered, features.seconds_words, features.certified) == (None, None, None)
+    assert (proven.transcript_recovered, proven.certified) == ("ONE", True)
 
 
 def test_what_the_attacker_is_told_is_recorded(plan: AuditPlan, tmp_path: Path) -> None:

@@ -1,13 +1,46 @@
 """From features to the whole: words from the output layer, and the certificate of both."""
 
 from dataclasses import replace
+from typing import Any, Literal
 
-from overheard.attacks.certificate import FLOAT32, certify
+from overheard.attacks.certificate import FLOAT32, Certificate, certify
 from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.registry import AUTO, run_attack
 from overheard.attacks.transcript import recover_transcripts
+from overheard.metering import metered
+
+Until = Literal["features", "words", "certificate"]
+"""How far an attack goes: each stage includes those before it, and costs more than they do together."""
 
 
-def complete(observation: Observation, reconstruction: Reconstruction) -> Reconstruction:
+def attack_until(
+    observation: Observation,
+    name: str = AUTO,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+    until: Until = "words",
+) -> Reconstruction:
+    """Features by an attack, then the words, then the certificate, as far as is wanted.
+
+    Args:
+        observation: all that the attacker sees.
+        name: of the attack, or "auto"; see `registry.run_attack`.
+        options: settings of that attack.
+        seed: of whatever it draws.
+        until: the last stage.
+
+    Raises:
+        InputError: as `registry.run_attack`.
+    """
+    found = run_attack(observation, name, options, seed)
+    if until == "features" or not found.features:
+        return found
+    with metered(next(observation.model.parameters()).device) as meter:
+        found = complete(observation, found, certificate=until == "certificate")
+    return replace(found, seconds_words=meter.seconds)
+
+
+def complete(observation: Observation, reconstruction: Reconstruction, certificate: bool = True) -> Reconstruction:
     """Add what was said, and whether the update follows from it all, to features that an attack brought back.
 
     Transcripts that the attacker is declared to know are used as they are, and diagnostics say so; those of several
@@ -17,6 +50,7 @@ def complete(observation: Observation, reconstruction: Reconstruction) -> Recons
         observation: all that the attacker sees.
         reconstruction: of any attack; returned unchanged where it holds no features. Its diagnostic
             "predicted_error", where present, is the precision that the certificate grants the features.
+        certificate: whether to run the client again on what was found, which takes several times a client's step.
     """
     if not reconstruction.features:
         return reconstruction
@@ -40,17 +74,15 @@ def complete(observation: Observation, reconstruction: Reconstruction) -> Recons
             if sorted(declared) != sorted(text or "" for text in transcripts):
                 transcripts = declared
             diagnostics["transcript_source"] = "declared"
+    if not certificate:
+        return replace(reconstruction, transcripts=transcripts, diagnostics=diagnostics)
     granted = diagnostics.get("predicted_error")
     precision = float(granted) if isinstance(granted, int | float) else FLOAT32
-    certificate = certify(model, update, reconstruction.features, transcripts, precision)
-    diagnostics["certificate"] = {
-        "relative_difference": certificate.relative_difference,
-        "floor": certificate.floor,
-        "text_residual": certificate.text_residual,
-        "text_floor": certificate.text_floor,
-        "text_gap": certificate.text_gap,
-        "tolerance": certificate.tolerance,
-        "precision": certificate.precision,
-        "reason": certificate.reason,
-    }
-    return replace(reconstruction, transcripts=transcripts, certified=certificate.certified, diagnostics=diagnostics)
+    proof = certify(model, update, reconstruction.features, transcripts, precision)
+    diagnostics["certificate"] = _described(proof)
+    return replace(reconstruction, transcripts=transcripts, certified=proof.certified, diagnostics=diagnostics)
+
+
+def _described(proof: Certificate) -> dict[str, Any]:
+    """The certificate's figures as JSON values, without those of every tensor."""
+    return {name: value for name, value in vars(proof).items() if name not in ("certified", "per_tensor")}

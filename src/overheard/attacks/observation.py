@@ -74,7 +74,8 @@ class Reconstruction:
         given: what the attacker was given beside the tensors: the protocol's values, and the prior's names.
         settings: the attack's configuration.
         diagnostics: what the attack measured on its way; JSON values.
-        seconds: wall time.
+        seconds: wall time of the attack on the features.
+        seconds_words: wall time of transcript and certificate behind it; None where neither was tried.
         peak_mb: memory above that at the start, in MB; None where the system does not tell.
     """
 
@@ -88,6 +89,7 @@ class Reconstruction:
     settings: dict[str, Any] = field(default_factory=dict)
     diagnostics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    seconds_words: float | None = None
     peak_mb: float | None = None
 
     def save(self, path: Path) -> None:

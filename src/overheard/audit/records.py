@@ -48,7 +48,8 @@ class AuditRecord:
         certified: the re-simulated update equals the observed one.
         unique: the attack's own test of uniqueness.
         prior: what the attacker was declared to know, by name.
-        seconds: wall time of the attack, s.
+        seconds: wall time of the attack on the features, s.
+        seconds_words: wall time of transcript and certificate behind it, s.
         peak_mb: its peak memory above that at the start, MB.
         seed: of weights and attack.
         version: of overheard.
@@ -83,6 +84,7 @@ class AuditRecord:
     unique: bool | None = None
     prior: str | None = None
     seconds: float | None = None
+    seconds_words: float | None = None
     peak_mb: float | None = None
     seed: int | None = None
     version: str | None = None

@@ -23,9 +23,10 @@ from rich.progress import Progress
 from torch import nn
 
 from overheard import __version__
+from overheard.attacks.complete import Until, attack_until
 from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.rank import rank_scan
-from overheard.attacks.registry import AUTO, run_attack
+from overheard.attacks.registry import AUTO
 from overheard.audit.examples import keep_example
 from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records
 from overheard.audit.steps import make_batch, model_name, score, share
@@ -52,6 +53,7 @@ class AuditPlan:
         client: how a client trains.
         attack: by name, or "auto".
         options: settings of the attack.
+        until: how far the attack goes: features, words, certificate.
         known: what the attacker is declared to know beforehand, of `KNOWLEDGE`.
         examples: how many utterances keep their signals: the first of the run, whatever comes of them.
         seed: of random weights and of attacks.
@@ -64,6 +66,7 @@ class AuditPlan:
     client: ClientSettings = ClientSettings()
     attack: str = AUTO
     options: dict[str, Any] = field(default_factory=dict)
+    until: Until = "words"
     known: tuple[str, ...] = ()
     examples: int = 4
     seed: int = 0
@@ -204,7 +207,8 @@ class _Audited:
 
     def _attack(self, cut: MonoCut) -> tuple[Reconstruction, Truth]:
         observation, truth = self._observe(cut)
-        return run_attack(observation, self.plan.attack, self.plan.options, self.plan.seed), truth
+        plan = self.plan
+        return attack_until(observation, plan.attack, plan.options, plan.seed, plan.until), truth
 
 
 def _start(plan: AuditPlan, out: Path, cuts: Sequence[MonoCut], device: torch.device) -> None:

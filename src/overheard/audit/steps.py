@@ -136,6 +136,7 @@ def _score_one(reconstruction: Reconstruction, said: TrueUtterance, index: int |
         certified=reconstruction.certified,
         unique=reconstruction.unique,
         seconds=reconstruction.seconds,
+        seconds_words=reconstruction.seconds_words,
         peak_mb=reconstruction.peak_mb,
         version=__version__,
     )

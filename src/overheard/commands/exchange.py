@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from overheard.attacks.complete import Until, attack_until
 from overheard.attacks.observation import Observation, Prior, load_reconstruction
 from overheard.attacks.rank import LayerRank, rank_scan
-from overheard.attacks.registry import run_attack
 from overheard.audit.steps import make_batch, model_name, public_model, read_batch, score, share
 from overheard.commands.machine import set_up
 from overheard.errors import InputError
@@ -62,6 +62,7 @@ def attack_update(
     update: Path,
     out: Path,
     attack: str,
+    until: Until,
     model: str | None,
     transcripts: tuple[str, ...],
     num_frames: tuple[int, ...],
@@ -89,12 +90,15 @@ def attack_update(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task(f"attack {attack}")
-        found = run_attack(observation, attack, seed=seed)
+        found = attack_until(observation, attack, seed=seed, until=until)
     found.save(out)
     if not found.features:
         raise InputError(str(update), f"nothing came back ({found.reason})", f"see the diagnostics in {out}")
     frames = [len(matrix) for matrix in found.features]
     print(f"{out}: attack {found.attack} brought back {frames} frames in {found.seconds:.2f} s, unique: {found.unique}")
+    for text in found.transcripts:
+        if text is not None:
+            print(f"said: {text!r}, certified: {found.certified}")
 
 
 def score_files(reconstruction: Path, truth: Path) -> None:
