@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from test_frames import basis_of, sparse_frames
 
 from overheard.attacks.frame_order import Stopped, Timeline, order_frames
 from overheard.attacks.missing_frames import solve_frame
 from overheard.attacks.trajectory import Direction, follow, make_direction, open_path
 from overheard.recognition.recurrence import CellName, Recurrence
-from test_frames import basis_of, sparse_frames
 
 CELLS: tuple[CellName, ...] = ("gru", "lstm", "tanh")
 COUNT, UNITS, HIDDEN = 10, 200, 40

@@ -1,0 +1,110 @@
+"""Which units of the frames are exactly zero, decided by the bias that they share.
+
+A rectified unit passes its gradient on if it is above zero and not saturated, so the bias of the convolution in front of
+it shares, for each channel, the sum of the gradients of its active units. A unit whose value is lost in rounding may be
+either; taking it for the wrong one leaves its gradient, a figure of its own, in that sum. Few units are in doubt and
+most sums have none, so each sum that does not close is closed by the fewest changes that do it.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+SURE = 25.0
+"""Multiples of its rounding above which a unit is first taken for active."""
+
+MOST_DOUBTFUL = (60, 30, 12)
+"""Units nearest to that bound from which one, two or three changes are drawn, in each channel."""
+
+
+@dataclass(frozen=True)
+class ActiveUnits:
+    """Units through which gradients pass.
+
+    Attributes:
+        active: (C, K, T) by channel, frequency, frame.
+        changed: units whose first decision the sums reversed.
+        residual: of the sums, relative.
+    """
+
+    active: Bool[Tensor, "C K T"]
+    changed: int
+    residual: float
+
+
+def decide_active(
+    units: Float[Tensor, "C K T"],
+    gradients: Float[Tensor, "C K T"],
+    bias_update: Float[Tensor, " C"],
+    clip: float,
+) -> ActiveUnits:
+    """Active units, such that the gradients of each channel's sum to the update of its bias.
+
+    Args:
+        units: values behind the rectifier, rounding included.
+        gradients: what reaches the bias through each unit if it is active.
+        bias_update: of the convolution, float64.
+        clip: where the rectifier saturates.
+    """
+    rounding = rounding_of(units)
+    active = ((units > SURE * rounding) & (units < clip - SURE * rounding)).contiguous()
+    size = torch.minimum(units.abs(), (units - clip).abs()) / rounding
+    doubt = (size / SURE).log().abs()
+    open_sums = bias_update - (gradients * active).sum((1, 2))
+    scale = (gradients.abs() * active).sum((1, 2)).clamp(min=torch.finfo(torch.float64).tiny)
+    # Channels without a wrong unit are most, and show how well sums close.
+    closed = float((open_sums.abs() / scale).median())
+    changed = 0
+    for channel in (open_sums.abs() > 10 * closed * scale).nonzero()[:, 0].tolist():
+        places = _close(
+            float(open_sums[channel]), float(5 * closed * scale[channel]), active[channel], gradients[channel],
+            doubt[channel],
+        )  # fmt: skip
+        for place in places:
+            flat = active[channel].view(-1)
+            flat[place] = ~flat[place]
+            changed += 1
+    residual = bias_update - (gradients * active).sum((1, 2))
+    return ActiveUnits(active, changed, float(residual.norm() / bias_update.norm().clamp(min=1e-300)))
+
+
+def rounding_of(units: Float[Tensor, "C K T"]) -> Float[Tensor, "C K T"]:
+    """Standard deviation of each unit's rounding: its strength over the utterance times a figure for each frame.
+
+    The figure is read off the zeros that rounding made negative, about half of a frame's.
+    """
+    strength = units.square().mean(dim=2, keepdim=True).sqrt()
+    strength = strength.clamp(min=1e-5 * float(strength.max()) + torch.finfo(units.dtype).tiny)
+    relative = units / strength
+    below = torch.where(units < 0, -relative, torch.nan).flatten(0, 1)
+    spread = below.nanmedian(dim=0).values.nan_to_num() / 0.6745
+    return spread.clamp(min=torch.finfo(units.dtype).eps) * strength
+
+
+def _close(
+    open_sum: float,
+    tolerance: float,
+    active: Bool[Tensor, "K T"],
+    gradients: Float[Tensor, "K T"],
+    doubt: Float[Tensor, "K T"],
+) -> tuple[int, ...]:
+    """The fewest doubtful units whose change closes a sum, as flat indices; those that close it best if none does."""
+    changes = torch.where(active, -gradients, gradients).flatten()
+    nearest = doubt.flatten().argsort()
+    best: tuple[float, tuple[int, ...]] = abs(open_sum), ()
+    for count, most in enumerate(MOST_DOUBTFUL, start=1):
+        few = nearest[:most]
+        if len(few) < count:
+            break
+        sets = torch.tensor(list(combinations(range(len(few)), count)), device=few.device)
+        left = (changes[few][sets].sum(dim=1) - open_sum).abs()
+        at = int(left.argmin())
+        # More changes fit by chance: each further one has to earn its place.
+        if float(left[at]) < 0.1 * best[0]:
+            best = float(left[at]), tuple(few[sets[at]].tolist())
+        if best[0] <= tolerance:
+            break
+    return best[1]

@@ -1,0 +1,252 @@
+"""DeepSpeech 2, exactly: frames, their order and strength, active units, features, words, certificate.
+
+The first convolution's update is saturated, but the first recurrence shares dW_ih = Delta' H, whose row space holds
+every frame of H, the rectified output of the convolutions. Each step takes the next unknown from another part of the
+same update, and each has a test of its own:
+
+    frames      row space of dW_ih            volume, then sparsity           zeros of each frame
+    order       row space of dW_hh            one path of states              part of each state outside the span
+    strength    the same                      the same                        both directions agree
+    gradients   dW_ih = Delta' H              linear, now that H is known
+    active      db of the second convolution  sums of gradients               the sums close
+    features    dW of the second convolution  linear, then least squares      both meet
+    words       dW of the output layer        `transcript`                    its own
+    all         all                           the client's computation again  `certificate`
+
+Nothing is given but the public model and the update of one utterance. Layers below the recurrence must act on each
+frame alone, so their batch norm must run in evaluation mode.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from overheard.attacks.active_units import decide_active
+from overheard.attacks.certificate import certify
+from overheard.attacks.conv_features import ActivationEquations, folded, make_front, solve_features
+from overheard.attacks.frame_order import Stopped, Timeline, order_frames
+from overheard.attacks.frames import find_frames
+from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.rank import layer_matrix, numerical_rank, precision_of
+from overheard.attacks.trajectory import Direction, make_direction
+from overheard.attacks.transcript import recover_transcripts
+from overheard.federation.update import ClientUpdate
+from overheard.recognition.deepspeech2 import DeepSpeech2
+
+LAYER = "recurrences.0"
+
+SPARE_STATES = 8
+"""Dimensions of the state that frames must leave free for the path to be told from others."""
+
+
+@dataclass(frozen=True)
+class SparseFramesConfig:
+    """Settings of the attack.
+
+    Attributes:
+        zero_share: part of a frame's units that must be exactly zero.
+        rounds: searches for frames by volume before the path solves for those that are missing.
+        state_tolerance: part of a state outside the span of states up to which a frame fits.
+        most_steps: alternations between the two conditions on the activations, at most.
+        tolerance: relative distance of the two at which features are exact.
+    """
+
+    zero_share: float = 0.35
+    rounds: int = 1
+    state_tolerance: float = 1e-3
+    most_steps: int = 60
+    tolerance: float = 1e-5
+
+
+@dataclass
+class _Progress:
+    """What was measured on the way; JSON values."""
+
+    diagnostics: dict[str, object] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.perf_counter)
+
+    def done(self, step: str, **measured: object) -> None:
+        """Close a step."""
+        now = time.perf_counter()
+        self.seconds[step], self._since = round(now - self._since, 3), now
+        self.diagnostics |= measured
+
+
+def attack(observation: Observation, config: SparseFramesConfig, *, generator: torch.Generator) -> Reconstruction:
+    """One utterance from the update of a DeepSpeech 2."""
+    settings = asdict(config)
+    reason = _hindrance(observation)
+    if reason is not None:
+        return Reconstruction("sparse_frames", reason=reason, settings=settings)
+    progress = _Progress()
+    found = _recover(observation, config, progress, generator)
+    diagnostics = {**progress.diagnostics, "step_seconds": progress.seconds}
+    if isinstance(found, str):
+        return Reconstruction("sparse_frames", reason=found, settings=settings, diagnostics=diagnostics)
+    text, certified = _words(observation, found, progress)
+    residual = float(progress.diagnostics["feature_residual"])  # pyright: ignore[reportArgumentType]
+    exact = residual <= 100 * config.tolerance
+    reason = None if exact else f"the two conditions on the activations stay {residual:.1e} apart"
+    return Reconstruction(
+        attack="sparse_frames",
+        features=(found,),
+        transcripts=(text,),
+        certified=certified,
+        unique=exact,
+        reason=reason,
+        settings=settings,
+        diagnostics={**progress.diagnostics, "step_seconds": progress.seconds},
+    )
+
+
+def _hindrance(observation: Observation) -> str | None:
+    """Why the attack does not apply; None when it does."""
+    model, update = observation.model, observation.update
+    if not isinstance(model, DeepSpeech2):
+        return f"made for DeepSpeech 2; this model is a {type(model).__name__}"
+    suffixes = ("", "_reverse")
+    needed = [f"{LAYER}.weight_{kind}_l0{suffix}" for kind in ("ih", "hh") for suffix in suffixes]
+    needed += ["convolutions.1.weight", "convolutions.1.bias"]
+    for name in needed:
+        if name not in update.tensors:
+            return f"the update holds no {name}"
+    if update.protocol.num_utterances > 1:
+        return f"the update is of {update.protocol.num_utterances} utterances; the path is followed for one"
+    if update.protocol.local_steps > 1:
+        return f"{update.protocol.local_steps} local steps move the convolutions, and the frames with them"
+    if update.protocol.mode == "train" or model.config.norm != "batch":
+        return "the convolutions' norm mixes frames: only batch norm in evaluation mode is folded into them"
+    return None
+
+
+def _recover(
+    observation: Observation, config: SparseFramesConfig, progress: _Progress, generator: torch.Generator
+) -> Float[Tensor, "T F"] | str:
+    """Features, or why there are none."""
+    model, update = observation.model, observation.update
+    assert isinstance(model, DeepSpeech2)
+    matrix = layer_matrix(update, LAYER, model.recurrences[0])
+    assert matrix is not None
+    precision = precision_of(update, LAYER)
+    rank = numerical_rank(matrix, precision)
+    count = rank.rank
+    most = min(min(matrix.shape) - 1, model.config.hidden_size - SPARE_STATES)
+    progress.done("rank", output_frames=count, rank_margin=rank.margin)
+    if count == 0 or count > most:
+        return f"the recurrence was shown {count} frames or more; up to {most} can be told apart"
+    num_frames = _input_frames(model, count, observation.prior.num_frames)
+    if num_frames is None:
+        return f"no utterance of the declared length gives {count} output frames"
+    basis = _row_basis(matrix, count, generator)
+    frames = find_frames(basis, config.zero_share, config.rounds, generator)
+    progress.done("frames", frames_found=len(frames.coordinates))
+    directions = _directions(model, update, precision)
+    timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, config.state_tolerance)
+    if isinstance(timeline, Stopped):
+        progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
+        return timeline.reason
+    progress.done(
+        "order",
+        frames_solved=timeline.solved,
+        state_residual=timeline.residual,
+        strength_disagreement=timeline.disagreement,
+    )
+    return _features(model, update, matrix, basis, timeline, num_frames, config, progress)
+
+
+def _features(
+    model: DeepSpeech2,
+    update: ClientUpdate,
+    matrix: Float[Tensor, "R C"],
+    basis: Float[Tensor, "T_out C"],
+    timeline: Timeline,
+    num_frames: int,
+    config: SparseFramesConfig,
+    progress: _Progress,
+) -> Float[Tensor, "T F"]:
+    """Features from frames in order, with their strengths."""
+    reached = _frame_gradients(model, matrix, basis, timeline)  # (T_out, C)
+    shape = (model.config.channels, model.config.num_frequencies, len(reached))
+    scale, _ = folded(model, 1)
+    gradients = reached.T.reshape(shape) * scale[:, None, None]
+    bias = update.gradient("convolutions.1.bias")
+    active = decide_active(timeline.frames.T.reshape(shape), gradients, bias, model.config.clip)
+    progress.done("active", units_changed=active.changed, bias_residual=active.residual)
+    front = make_front(model)
+    num_features = model.front_end.num_features
+    grid = front.convolve(front.weight.new_zeros(num_frames, num_features)).shape
+    weight = update.gradient("convolutions.1.weight")
+    equations = ActivationEquations(front, gradients * active.active, weight, (grid[1], grid[2]))
+    solved = solve_features(front, equations, num_frames, num_features, config.most_steps, config.tolerance)
+    progress.done("features", feature_residual=solved.residual, feature_steps=solved.steps)
+    features = solved.features
+    # The longest utterance with so many output frames was assumed; what it has too much came out as the padding.
+    scale_of_all = float(features.square().mean().sqrt())
+    while (
+        model.config.output_length(len(features) - 1) == len(reached)
+        and float(features[-1].square().mean().sqrt()) < 1e-2 * scale_of_all
+    ):
+        features = features[:-1]
+    return features
+
+
+def _input_frames(model: DeepSpeech2, count: int, known: tuple[int, ...] | None) -> int | None:
+    """The most input frames with `count` output frames, or the declared number if it agrees."""
+    if known is not None:
+        return known[0] if model.config.output_length(known[0]) == count else None
+    frames = model.config.minimum_frames
+    while model.config.output_length(frames + 1) <= count:
+        frames += 1
+    return frames
+
+
+def _row_basis(matrix: Float[Tensor, "R C"], rank: int, generator: torch.Generator) -> Float[Tensor, "K C"]:
+    """Orthonormal rows that span the `rank` strongest directions (Halko et al. 2011, algorithm 5.1)."""
+    width = min(rank + 32, *matrix.shape)
+    mix = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype, device=matrix.device)
+    for _ in range(2):
+        left = torch.linalg.qr(matrix @ mix).Q
+        mix = torch.linalg.qr(matrix.T @ left).Q
+    return torch.linalg.svd(left.T @ matrix, full_matrices=False)[2][:rank]
+
+
+def _directions(model: DeepSpeech2, update: ClientUpdate, precision: float) -> tuple[Direction, Direction]:
+    made = []
+    for suffix in ("", "_reverse"):
+        recurrent = update.gradient(f"{LAYER}.weight_hh_l0{suffix}")
+        rank = numerical_rank(recurrent, precision).rank
+        made.append(make_direction(model.recurrences[0], suffix, recurrent, rank))  # pyright: ignore
+    return made[0], made[1]
+
+
+def _frame_gradients(
+    model: DeepSpeech2, matrix: Float[Tensor, "R C"], basis: Float[Tensor, "T C"], timeline: Timeline
+) -> Float[Tensor, "T C"]:
+    """Gradient of the loss by each frame: W_ih' delta_t, with Delta' A R = dW_ih solved for Delta."""
+    delta = torch.linalg.solve(timeline.coordinates, matrix @ basis.T, left=False)  # (R, T)
+    layer = model.recurrences[0]
+    weights = torch.cat([layer.weight_ih_l0, layer.weight_ih_l0_reverse]).detach().double()  # pyright: ignore
+    return delta.T @ weights
+
+
+def _words(
+    observation: Observation, features: Float[Tensor, "T F"], progress: _Progress
+) -> tuple[str | None, bool | None]:
+    """Transcript, declared or recovered, and whether the client's computation with it gives the update."""
+    if observation.prior.transcripts is not None:
+        text: str | None = observation.prior.transcripts[0]
+    else:
+        result = recover_transcripts(observation.model, observation.update, (features,))
+        text = result.texts[0]
+        progress.diagnostics["transcript_exact"] = result.exact[0]
+    progress.done("words")
+    if text is None:
+        return None, None
+    residual = float(progress.diagnostics["feature_residual"])  # pyright: ignore[reportArgumentType]
+    certificate = certify(observation.model, observation.update, (features,), (text,), precision=10 * residual)
+    progress.done("certificate", certificate_difference=certificate.relative_difference)
+    return text, certificate.certified

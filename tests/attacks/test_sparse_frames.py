@@ -1,0 +1,124 @@
+"""The whole chain on a DeepSpeech 2 of few units, and each of its later steps against what the model itself computes."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from builders import observe, small_deepspeech1, small_deepspeech2
+from overheard.attacks import sparse_frames
+from overheard.attacks.active_units import decide_active
+from overheard.attacks.conv_features import ActivationEquations, Front, make_front
+from overheard.attacks.observation import Prior, Reconstruction
+from overheard.federation.client import ClientSettings
+from overheard.recognition.deepspeech2 import DeepSpeech2
+from overheard.speech.batching import Batch, collate
+from overheard.speech.features import SPECTROGRAM_161
+
+
+def model_of(**config: object) -> DeepSpeech2:
+    sizes: dict[str, object] = {"hidden_size": 64, "channels": 16, "front_end": SPECTROGRAM_161, **config}
+    model = small_deepspeech2(**sizes).eval()  # pyright: ignore[reportArgumentType]
+    assert isinstance(model, DeepSpeech2)
+    return model
+
+
+def spoken(*lengths: int, seed: int = 0) -> Batch:
+    """Normalised noise that changes from frame to frame about as speech does."""
+    generator = torch.Generator().manual_seed(seed)
+    features = []
+    for length in lengths:
+        noise = torch.randn(1, 1, length + 2, 163, generator=generator)
+        smooth = functional.avg_pool2d(noise, 3, 1)[0, 0]
+        features.append((smooth - smooth.mean()) / smooth.std())
+    return collate(features, [[8, 5, 12, 12, 15][: length // 8] for length in lengths])
+
+
+def attack(observation, **options) -> Reconstruction:
+    config = sparse_frames.SparseFramesConfig(**options)
+    return sparse_frames.attack(observation, config, generator=torch.Generator().manual_seed(0))
+
+
+def snr(found: torch.Tensor, true: torch.Tensor) -> float:
+    return float(-20 * torch.log10((found - true).norm() / true.norm()))
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "config"),
+    [(45, {}), (46, {"cell": "lstm"}), (40, {"cell": "tanh"}), (40, {"padding": ((20, 5), (10, 5)), "channels": 12})],
+)
+def test_features_and_words_come_back_from_the_update_alone(num_frames: int, config: dict[str, object]) -> None:
+    batch = spoken(num_frames)
+    model = model_of(**config)
+    found = attack(observe(model, batch))
+    assert found.reason is None
+    assert found.unique
+    assert found.features[0].shape == (num_frames, 161)
+    assert snr(found.features[0], batch.features[:, 0]) > 40
+    assert found.transcripts == (model.alphabet.decode(batch.utterance_labels(0)),)
+    assert found.certified
+
+
+def test_a_delta_of_one_step_is_a_gradient() -> None:
+    batch = spoken(40)
+    found = attack(observe(model_of(), batch, ClientSettings(kind="delta", learning_rate=1.0)))
+    assert found.features
+    assert snr(found.features[0], batch.features[:, 0]) > 10
+
+
+def test_what_it_is_not_made_for_is_said() -> None:
+    model, batch = model_of(), spoken(40)
+    assert "DeepSpeech1" in str(attack(observe(small_deepspeech1(), collate([torch.randn(20, 26)], [[1]]))).reason)
+    assert "2 utterances" in str(attack(observe(model, spoken(40, 44))).reason)
+    assert "norm" in str(attack(observe(model, batch, ClientSettings(mode="train"))).reason)
+    assert "norm" in str(attack(observe(model_of(norm="group"), batch)).reason)
+    steps = ClientSettings(kind="delta", learning_rate=0.1, local_steps=2)
+    assert "local steps" in str(attack(observe(model, batch, steps)).reason)
+    assert "told apart" in str(attack(observe(model_of(hidden_size=20), batch)).reason)
+    assert "declared length" in str(attack(observe(model, batch, prior=Prior(num_frames=(99,)))).reason)
+
+
+def test_sums_of_gradients_decide_doubtful_units() -> None:
+    generator = torch.Generator().manual_seed(0)
+    units = torch.randn(4, 9, 12, generator=generator, dtype=torch.float64).clamp(min=0.0)
+    gradients = torch.randn(4, 9, 12, generator=generator, dtype=torch.float64)
+    truth = units > 0
+    rounding = 1e-6 * torch.randn(units.shape, generator=generator, dtype=torch.float64)
+    seen = torch.where(truth, units, rounding)
+    doubtful = truth.nonzero()[[3, 40, 90]].T
+    seen[tuple(doubtful)] = torch.tensor([2e-6, 1e-5, 5e-6], dtype=torch.float64)
+    bias = (gradients * truth).sum((1, 2)) * (1 + 1e-7)
+    found = decide_active(seen, gradients, bias, clip=20.0)
+    assert torch.equal(found.active, truth)
+    assert found.changed >= 1
+
+
+@pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])
+def test_the_equations_hold_for_the_models_own_activations(padding: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    model, batch = model_of(padding=padding), spoken(36)
+    seen: dict[str, torch.Tensor] = {}
+    hook = model.convolutions[1].register_forward_hook(
+        lambda module, inputs, output: seen.update(z=inputs[0], y=output)
+    )
+    logits, _ = model(batch.features, batch.num_frames)
+    hook.remove()
+    weight = model.convolutions[1].weight
+    update, delta = torch.autograd.grad(logits.square().sum(), (weight, seen["y"]))  # pyright: ignore
+    activations = seen["z"][0].detach().double()
+    front = make_front(model)
+    assert torch.allclose(front.pre_activations(batch.features[:, 0].double()).clamp(0.0, 20.0), activations, atol=1e-5)
+    equations = ActivationEquations(front, delta[0].double(), update.double(), tuple(activations.shape[1:]))
+    near = activations + 1e-3 * torch.randn(activations.shape, dtype=torch.float64)
+    solved = equations.nearest(near)
+    assert float((equations.nearest(activations) - activations).norm() / activations.norm()) < 1e-3
+    assert float((solved - activations).norm()) < 0.8 * float((near - activations).norm())
+
+
+def test_convolution_and_its_adjoint() -> None:
+    front: Front = make_front(model_of())
+    generator = torch.Generator().manual_seed(0)
+    for num_frames in (20, 21):
+        features = torch.randn(num_frames, 161, generator=generator, dtype=torch.float64)
+        values = front.convolve(features)
+        other = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+        back = front.convolve_transposed(other, num_frames, 161)
+        torch.testing.assert_close((values * other).sum(), (features * back).sum())
