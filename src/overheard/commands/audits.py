@@ -74,15 +74,18 @@ def result_table(records: list[AuditRecord]) -> Table:
     table.add_column("frames", justify="right")
     table.add_column("MAE", justify="right")
     table.add_column("SNR dB", justify="right")
+    table.add_column("CER", justify="right")
     table.add_column("unique")
-    table.add_column("seconds", justify="right", footer=median)
+    table.add_column("certified")
+    table.add_column("s", justify="right", footer=median)
     table.add_column("MB", justify="right")
     table.add_column("reason", overflow="fold")
     for record in records:
         frames = f"{record.frames_recovered or 0}/{record.frames_true or '?'}"
-        numbers = ((record.feature_mae, ".1e"), (record.feature_snr_db, ".0f"), (record.seconds, ".2f"))
-        mae, snr, spent = ("-" if value is None else f"{value:{how}}" for value, how in numbers)
+        measured = (record.feature_mae, record.feature_snr_db, record.cer, record.seconds)
+        numbers = zip(measured, (".1e", ".0f", ".2f", ".2f"), strict=True)
+        mae, snr, cer, spent = ("-" if value is None else f"{value:{how}}" for value, how in numbers)
         peak = "-" if record.peak_mb is None else f"{record.peak_mb:.0f}"
-        unique = {True: "yes", False: "no", None: "-"}[record.unique]
-        table.add_row(record.utterance, frames, mae, snr, unique, spent, peak, record.reason or "")
+        unique, certified = ({True: "yes", False: "no", None: "-"}[each] for each in (record.unique, record.certified))
+        table.add_row(record.utterance, frames, mae, snr, cer, unique, certified, spent, peak, record.reason or "")
     return table
