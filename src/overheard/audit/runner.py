@@ -158,7 +158,7 @@ class _Audited:
                 continue
             with metered(next(self.model.parameters()).device) as meter:
                 layers = [asdict(row) for row in rank_scan(observation)]
-            note = None if attacked else "no attack of this version recovers features from this model"
+            note = None if attacked else "this run scans what its update spans and attacks nothing"
             return {
                 "model": self.text,
                 "attacked": attacked,

@@ -15,9 +15,9 @@ from overheard.report.html import write_report
 from overheard.speech.corpus import Selection
 from overheard.speech.synthetic import synthesize
 
+REASONS_SHOWN = 20
 DEMO_SPEAKERS = 12
 DEMO_UTTERANCES_PER_SPEAKER = 1
-DEMO_LONGEST_SECONDS = 6.2
 
 
 def audit(plan: AuditPlan, out: Path, device: str, threads: int) -> None:
@@ -30,6 +30,11 @@ def audit(plan: AuditPlan, out: Path, device: str, threads: int) -> None:
     console = Console()
     records = run_audit(plan, out, where, console)
     console.print(result_table(records))
+    failures = [record for record in records if not record.recovered]
+    for record in failures[:REASONS_SHOWN]:
+        console.print(f"{record.utterance}: {record.reason}", highlight=False, markup=False)
+    if len(failures) > REASONS_SHOWN:
+        console.print(f"... and {len(failures) - REASONS_SHOWN} more: see the page")
     page = write_report(out)
     print(f"page: {page}")
     if not any(record.status == "ok" for record in records):
@@ -66,20 +71,16 @@ def result_table(records: list[AuditRecord]) -> Table:
     recovered = [record for record in records if record.recovered]
     models = sorted({record.model or "?" for record in records})
     title = f"What came back from {', '.join(models)}"
-    table = Table(title=title, title_justify="left", show_footer=True, box=SIMPLE, caption_justify="left")
+    table = Table(title=title, title_justify="left", show_footer=True, box=SIMPLE, padding=(0, 1, 0, 0))
+    table.caption_justify = "left"
     table.caption = f"{len(recovered)} of {len(records)} recovered: all frames, mean absolute error below 0.01"
     seconds = [record.seconds for record in records if record.seconds is not None]
     median = f"{statistics.median(seconds):.2f}" if seconds else "-"
     table.add_column("utterance", footer="median", no_wrap=True)
-    table.add_column("frames", justify="right")
-    table.add_column("MAE", justify="right")
-    table.add_column("SNR dB", justify="right")
-    table.add_column("CER", justify="right")
-    table.add_column("unique")
-    table.add_column("certified")
-    table.add_column("s", justify="right", footer=median)
-    table.add_column("MB", justify="right")
-    table.add_column("reason", overflow="fold")
+    for name, footer in (("frames", ""), ("MAE", ""), ("SNR dB", ""), ("CER", ""), ("seconds", median), ("MB", "")):
+        table.add_column(name, footer=footer, justify="right", no_wrap=True)
+    for name in ("unique", "certified"):
+        table.add_column(name, no_wrap=True)
     for record in records:
         frames = f"{record.frames_recovered or 0}/{record.frames_true or '?'}"
         measured = (record.feature_mae, record.feature_snr_db, record.cer, record.seconds)
@@ -87,5 +88,5 @@ def result_table(records: list[AuditRecord]) -> Table:
         mae, snr, cer, spent = ("-" if value is None else f"{value:{how}}" for value, how in numbers)
         peak = "-" if record.peak_mb is None else f"{record.peak_mb:.0f}"
         unique, certified = ({True: "yes", False: "no", None: "-"}[each] for each in (record.unique, record.certified))
-        table.add_row(record.utterance, frames, mae, snr, cer, unique, certified, spent, peak, record.reason or "")
+        table.add_row(record.utterance, frames, mae, snr, cer, spent, peak, unique, certified)
     return table
