@@ -48,7 +48,6 @@ def demo(out: Path, seed: int, threads: int) -> None:
         out / "corpus",
         num_speakers=DEMO_SPEAKERS,
         utterances_per_speaker=DEMO_UTTERANCES_PER_SPEAKER,
-        max_seconds=DEMO_LONGEST_SECONDS,
         seed=seed,
     )
     plan = AuditPlan(
@@ -77,7 +76,7 @@ def result_table(records: list[AuditRecord]) -> Table:
     seconds = [record.seconds for record in records if record.seconds is not None]
     median = f"{statistics.median(seconds):.2f}" if seconds else "-"
     table.add_column("utterance", footer="median", no_wrap=True)
-    for name, footer in (("frames", ""), ("MAE", ""), ("SNR dB", ""), ("CER", ""), ("seconds", median), ("MB", "")):
+    for name, footer in (("frames", ""), ("MAE", ""), ("SNR dB", ""), ("CER", ""), ("seconds", median)):
         table.add_column(name, footer=footer, justify="right", no_wrap=True)
     for name in ("unique", "certified"):
         table.add_column(name, no_wrap=True)
@@ -86,7 +85,6 @@ def result_table(records: list[AuditRecord]) -> Table:
         measured = (record.feature_mae, record.feature_snr_db, record.cer, record.seconds)
         numbers = zip(measured, (".1e", ".0f", ".2f", ".2f"), strict=True)
         mae, snr, cer, spent = ("-" if value is None else f"{value:{how}}" for value, how in numbers)
-        peak = "-" if record.peak_mb is None else f"{record.peak_mb:.0f}"
         unique, certified = ({True: "yes", False: "no", None: "-"}[each] for each in (record.unique, record.certified))
-        table.add_row(record.utterance, frames, mae, snr, cer, spent, peak, unique, certified)
+        table.add_row(record.utterance, frames, mae, snr, cer, spent, unique, certified)
     return table
