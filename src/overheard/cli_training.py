@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, Positional
 
+from overheard.errors import InputError
 from overheard.options import Choice, Machine, selection_of
 
 
@@ -99,3 +100,50 @@ def train(
         threads=machine.threads,
     )
     (training.train_each if leave_one_out else training.train)(order)
+
+
+def transcribe(
+    model: Positional[str],
+    paths: Positional[tuple[Path, ...]],
+    *,
+    format: Literal["text", "jsonl"] = "text",
+    decoder: Literal["greedy", "beam"] = "greedy",
+    lm: Path | None = None,
+    lexicon: Path | None = None,
+    lm_weight: float = 1.0,
+    word_score: float = 0.0,
+    beam: int = 100,
+    alternatives: int = 1,
+    times: bool = False,
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Print the words of audio files, a line each: any rate, any number of channels.
+
+    Example: overheard transcribe runs/digits recordings --format jsonl
+
+    Example: overheard transcribe runs/librispeech talk.wav --decoder beam --lm 4-gram.arpa --lexicon words.txt
+
+    Args:
+        model: a run's folder, a model file, a name, or module:function
+        paths: audio files, or folders that hold some
+        format: text, or JSON lines with the keys utterance, transcript, score
+        decoder: the best symbol of each frame, or a beam search
+        lm: n-gram for the beam search, ARPA or KenLM: of words with a lexicon, of characters without one
+        lexicon: the words that there are, one a line
+        lm_weight: of the n-gram
+        word_score: added for each word of a lexicon
+        beam: hypotheses kept
+        alternatives: so many hypotheses of each utterance, in JSON lines
+        times: start and end of each word, s, in JSON lines
+    """
+    from overheard.commands import transcription
+    from overheard.recognition.beam import BeamConfig
+
+    if decoder == "greedy" and (lm is not None or lexicon is not None):
+        raise InputError("decoder", "greedy with a language model", "add --decoder beam")
+    config = None
+    if decoder == "beam":
+        config = BeamConfig(beam=beam, language_model=lm, lexicon=lexicon, lm_weight=lm_weight, word_score=word_score)
+    transcription.transcribe_files(
+        model, paths, format, config, alternatives, times, machine.seed, machine.device, machine.threads
+    )

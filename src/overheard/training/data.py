@@ -20,6 +20,9 @@ from overheard.speech.corpus import Problem, load_utterance
 from overheard.speech.features import FrontEnd, FrontEndConfig
 from overheard.training.settings import TrainingSettings
 
+LEAST_BUFFER = 20_000
+"""Lhotse's default; it warns of less."""
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -148,7 +151,7 @@ def bucketing(
         duration_bins=edges,
         shuffle=True,
         # All of them: a smaller buffer would shuffle within a stretch of the corpus alone.
-        buffer_size=max(2, len(cuts)),
+        buffer_size=max(LEAST_BUFFER, len(cuts)),
         seed=settings.seed,
         rank=rank,
         world_size=world_size,
