@@ -219,14 +219,14 @@ def decode_frames(
     known = (layer.window - stride) * features
     older, newest = problem.span.weight[:, :known].contiguous(), problem.span.weight[:, known:].contiguous()
     rows = torch.cat([torch.zeros(layer.before, features), first])
+    # So many rows of padding are in the last window, whatever the length.
     padding = layer.after - stride + 1
-    repeats, refits, fitted, block, next_block = 0, 0, len(rows), None, 1
-    for position in range(1, longest):
-        trailing = rows[len(rows) - padding :] if padding > 0 else rows[:0]
-        if len(trailing) and len(rows) > layer.before + padding and _is_zero(trailing, rows):
+    repeats, refits, fitted = 0, 0, len(rows)
+    blocks = _Blocks(problem.span, layer)
+    while (position := (len(rows) - layer.window) // stride + 1) < longest:
+        if padding > 0 and len(rows) > layer.before + padding and _is_zero(rows[-padding:], rows):
             break
-        context = rows[position * stride :]
-        offset = older @ context.flatten() + problem.span.bias
+        offset = older @ rows[position * stride :].flatten() + problem.span.bias
         filled = position > 1 and _same(rows[-layer.window : -stride], rows[-layer.window + stride :])
         fit = None
         for start in _starts(rows, layer, filled, more_starts):
@@ -234,19 +234,55 @@ def decode_frames(
             if tried.accepted and not (filled and _same(tried.unknowns.view(-1, features), rows[-stride:])):
                 fit = tried
                 break
-        if fit is None:
+        if fit is None and fitted == len(rows):
             break
-        repeats += filled
-        rows = torch.cat([rows, fit.unknowns.view(stride, features)])
-        if fit.residual > DRIFT * fit.expected and len(rows) - fitted >= layer.window:
-            if block is None or refits >= next_block:
-                block, next_block = mean_hessian(problem.span, _windows(rows, layer)), 2 * max(refits, 1)
-            rows, fitted, refits = _fit_last(problem.span, layer, rows, fitted, block), len(rows), refits + 1
-    end = len(rows)
-    complete = padding > 0 and end > layer.before + padding and _is_zero(rows[-padding:], rows)
-    while complete and _is_zero(rows[end - 1 : end], rows) and len(rows) - end < layer.after:
-        end -= 1
-    return DecodedFrames(rows[layer.before : end].double(), complete, repeats, refits)
+        if fit is not None:
+            repeats += filled
+            rows = torch.cat([rows, fit.unknowns.view(stride, features)])
+        if fit is None or (fit.residual > DRIFT * fit.expected and len(rows) - fitted >= layer.window):
+            rows = _fit_last(problem.span, layer, rows, fitted, blocks.now(rows))
+            fitted, refits = len(rows), refits + 1
+    end = _end(problem.span, layer, rows, blocks.now(rows)) if layer.after else None
+    decoded = rows[layer.before :] if end is None else end[layer.before : len(end) - layer.after]
+    return DecodedFrames(decoded.double(), end is not None, repeats, refits)
+
+
+class _Blocks:
+    """The mean Hessian of the windows so far, taken anew whenever their number has doubled."""
+
+    def __init__(self, span: ActivatedSpan, layer: WindowedLayer) -> None:
+        self._span, self._layer = span, layer
+        self._block: Tensor | None = None
+        self._taken = 0
+
+    def now(self, rows: Float[Tensor, "R F"]) -> Float[Tensor, "C C"]:
+        if self._block is None or len(rows) >= 2 * self._taken:
+            self._block, self._taken = mean_hessian(self._span, _windows(rows, self._layer)), len(rows)
+        return self._block
+
+
+def _end(
+    span: ActivatedSpan, layer: WindowedLayer, rows: Float[Tensor, "R F"], block: Float[Tensor, "C C"]
+) -> Float[Tensor, "R F"] | None:
+    """Rows up to and with the padding behind the utterance; None where no length near the last row fits.
+
+    Each length puts zeros behind its last frame and fits the frames before it: rounding alone must be left.
+    """
+    overlap = layer.window - layer.stride
+    best, least = None, DRIFT
+    for length in range(max(layer.before + 1, len(rows) - layer.after), len(rows) + 1):
+        ended = torch.nn.functional.pad(rows[:length], (0, 0, 0, layer.after))
+        spare = (len(ended) - layer.window) % layer.stride
+        held = ended[: len(ended) - spare]
+        free = max(layer.before, len(held) - layer.after - 2 * layer.window)
+        free += (len(held) - free) % layer.stride
+        slab = held[max(0, free - overlap) :]
+        first = len(slab) - (len(held) - free)
+        fit = refine(span, slab, (first, len(slab) - layer.after + spare), layer, block, tolerance=1e-2, steps=3)
+        if fit.residual < least * fit.expected:
+            least = fit.residual / fit.expected
+            best = torch.cat([held[: len(held) - len(slab)], fit.rows, ended[len(held) :]])
+    return best
 
 
 def _starts(
