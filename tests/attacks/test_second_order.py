@@ -200,3 +200,13 @@ def test_the_simulated_update_is_the_clients(protocol: Protocol) -> None:
     update = client_update(model, batch, settings, "", "")
     for name, found in zip(names, simulated_update(model, batch, names, protocol), strict=True):
         torch.testing.assert_close(found, update.gradient(name), rtol=1e-7, atol=1e-9)
+
+
+def test_dropout_is_left_out_of_a_simulated_training_step() -> None:
+    batch = replace(b := batch_of(20), features=b.features.double())
+    model = small_deepspeech1(32, dropout=0.5).double()
+    names = [name for name, _ in model.named_parameters()]
+    first, again = (simulated_update(model, batch, names, TRAINING) for _ in range(2))
+    plain = simulated_update(small_deepspeech1(32).double(), batch, names, TRAINING)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, plain, strict=True))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from overheard.attacks import sequential, span
+from overheard.attacks import hessian_free, matching, sequential, span
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import rank_scan
 from overheard.errors import InputError
@@ -22,11 +22,13 @@ class Attack:
         run: `(observation, config, *, generator) -> Reconstruction`.
         config: its settings' frozen dataclass.
         summary: what it does, in a line.
+        in_auto: whether "auto" tries it; attacks that take minutes are asked for by name.
     """
 
     run: Callable[..., Reconstruction]
     config: type
     summary: str
+    in_auto: bool = True
 
 
 ATTACKS = {
@@ -34,10 +36,17 @@ ATTACKS = {
     "sequential": Attack(
         sequential.attack, sequential.SequentialConfig, "past that: frame after frame out of the layer behind"
     ),
+    "matching": Attack(matching.attack, matching.MatchingConfig, "gradient matching, for any model", in_auto=False),
+    "hessian_free": Attack(
+        hessian_free.attack,
+        hessian_free.HessianFreeConfig,
+        "zeroth-order baseline of Dang et al.; transcript and length given",
+        in_auto=False,
+    ),
 }
 
 AUTO = "auto"
-"""Every attack in the registry's order until one brings something back."""
+"""Every attack but the slow ones, in the registry's order, until one brings something back."""
 
 
 def run_attack(
@@ -63,7 +72,7 @@ def run_attack(
     device = next(observation.model.parameters()).device
     tried: dict[str, str | None] = {}
     with metered(device) as meter:
-        for each in ATTACKS if name == AUTO else [name]:
+        for each in [key for key, row in ATTACKS.items() if row.in_auto] if name == AUTO else [name]:
             attack = ATTACKS[each]
             generator = torch.Generator(device).manual_seed(seed)
             found = attack.run(observation, _configure(each, attack, options or {}), generator=generator)

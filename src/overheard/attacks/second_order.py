@@ -21,20 +21,22 @@ kept in memory at a time, whatever K.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from overheard.attacks.distances import Distance
 from overheard.attacks.frozen_kinks import frozen_kinks, recorded_kinks
 from overheard.federation.update import Protocol
 from overheard.recognition.ctc import ctc_loss
 from overheard.recognition.ctc_scan import ctc_scan_loss
+from overheard.recognition.recurrence import Engine as RecurrenceEngine
 from overheard.recognition.recurrence import Recurrence, set_engine
 from overheard.speech.batching import Batch
 
@@ -176,7 +178,7 @@ class _Client:
     ) -> tuple[dict[str, Tensor], list[list[Tensor]], float]:
         """The local steps forward: the sum of gradients, the weights before each step, the first loss."""
         rate = float(self.protocol.learning_rate or 0.0)
-        weights = list(trained.values())
+        weights: list[Tensor] = list(trained.values())
         before: list[list[Tensor]] = []
         total = [torch.zeros_like(weight) for weight in weights]
         first = math.nan
@@ -194,7 +196,8 @@ class _Client:
         self, features: Tensor, parameters: dict[str, nn.Parameter], names: set[str], distance: Distance
     ) -> MatchingStep:
         trained = self._trained(parameters)
-        weights, rate = list(trained.values()), float(self.protocol.learning_rate or 0.0)
+        rate = float(self.protocol.learning_rate or 0.0)
+        weights: list[Tensor] = list(trained.values())
         total, before, loss = self._walk(features.detach(), trained)
         value, slopes = distance([total[name] for name in trained if name in names])
         by_name = dict(zip([name for name in trained if name in names], slopes, strict=True))
@@ -245,7 +248,7 @@ class _Client:
         with _restored(weights) as kept:
             for sign in (1.0, -1.0):
                 with torch.no_grad():
-                    torch._foreach_copy_(weights, torch._foreach_add(kept, slopes, alpha=sign * step))
+                    torch._foreach_copy_(list(weights), torch._foreach_add(kept, slopes, alpha=sign * step))
                 with frozen_kinks(patterns):
                     moved = self._loss(features)
                 sides.append(torch.autograd.grad(moved, wanted, materialize_grads=True))
@@ -304,30 +307,47 @@ def _restored(weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def prepared(model: nn.Module, protocol: Protocol, engine: Engine) -> Iterator[None]:
     """The model in the client's mode with the engine's recurrences; modes and buffers are restored afterwards."""
     modes = {module: module.training for module in model.modules()}
-    engines = [(module, module.engine) for module in model.modules() if isinstance(module, Recurrence)]
+    engines: list[tuple[Recurrence, RecurrenceEngine]] = [
+        (module, module.engine) for module in model.modules() if isinstance(module, Recurrence)
+    ]
     buffers = [buffer.detach().clone() for buffer in model.buffers()] if protocol.mode == "train" else None
     model.train(protocol.mode == "train")
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            # Which units the client left out is unknown; without dropout the loss is near the expected one.
-            module.eval()
-        elif isinstance(module, nn.RNNBase) and module.dropout == 0.0:
-            # cuDNN differentiates in training mode alone; without dropout the mode changes nothing.
-            module.training = True
+        if isinstance(module, nn.RNNBase):
+            # cuDNN differentiates in training mode alone; without dropout between layers the mode changes nothing.
+            module.training = module.dropout == 0.0
     set_engine(model, "analytic" if engine == "exact" else "native")
     try:
-        with torch.enable_grad(), _native_kernels_off(engine):
+        with torch.enable_grad(), _native_kernels_off(engine), _without_dropout(protocol):
             yield
     finally:
         with torch.no_grad():
             for buffer, value in zip(model.buffers() if buffers is not None else (), buffers or (), strict=True):
                 buffer.copy_(value)
         for module, former in engines:
-            module.engine = former
+            set_engine(module, former)
         for module, training in modes.items():
             module.training = training
 
 
-def _native_kernels_off(engine: Engine):
+_DROPOUTS = {getattr(functional, name) for name in dir(functional) if "dropout" in name and not name.startswith("_")}
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Lets everything through as it is: which units the client left out is unknown."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _DROPOUTS:
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
+
+
+def _without_dropout(protocol: Protocol) -> AbstractContextManager[object]:
+    return _WithoutDropout() if protocol.mode == "train" else nullcontext()
+
+
+def _native_kernels_off(engine: Engine) -> AbstractContextManager[object]:
     """cuDNN's recurrences have no double backward; torch's own kernels on a GPU do."""
     return nullcontext() if engine == "frozen" else torch.backends.cudnn.flags(enabled=False)
