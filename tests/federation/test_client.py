@@ -8,7 +8,7 @@ import torch
 from builders import batch_of, small_deepspeech1, small_deepspeech2
 from overheard.errors import InputError
 from overheard.federation.client import ClientSettings, client_update
-from overheard.federation.update import ClientUpdate, Protocol, check_fits, load_update
+from overheard.federation.update import ClientUpdate, Kind, Protocol, check_fits, load_update
 from overheard.recognition.loss import check_feasible, recognition_loss
 from overheard.speech.batching import collate
 
@@ -57,7 +57,7 @@ def test_a_delta_is_client_minus_server(steps: int) -> None:
 
 @pytest.mark.parametrize("kind", ["gradient", "delta"])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_was(kind: str, training: bool) -> None:
+def test_the_model_is_left_as_it_was(kind: Kind, training: bool) -> None:
     model = small_deepspeech2().train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rate = 0.1 if kind == "delta" else None

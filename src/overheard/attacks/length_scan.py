@@ -8,8 +8,7 @@ serves all: for each T the last block is corrected and solved, (k F)^3 operation
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import LinAlgError, cholesky, cholesky_banded, solve_triangular
-from scipy.linalg.lapack import dtbtrs
+from scipy.linalg import LinAlgError, cholesky, cholesky_banded, get_lapack_funcs, solve_triangular
 from torch import Tensor
 
 from overheard.attacks.span_equations import normal_equations
@@ -60,9 +59,10 @@ def length_scan(projector: Float[Tensor, "C C"], layer: WindowedLayer, longest: 
 
 
 def _forward_substitution(factor: np.ndarray, right: np.ndarray) -> np.ndarray:
-    solved, info = dtbtrs(factor, right[:, None], uplo="L")
+    (solve_banded_triangle,) = get_lapack_funcs(("tbtrs",), (factor, right))
+    solved, info = solve_banded_triangle(factor, right[:, None], uplo="L")
     if info != 0:
-        raise LinAlgError(f"dtbtrs: {info}")
+        raise LinAlgError(f"banded triangle not solved: {info}")
     return solved[:, 0]
 
 

@@ -142,7 +142,8 @@ def rank_scan(observation: Observation) -> list[LayerRank]:
             continue
         found = numerical_rank(matrix, precision_of(observation.update, name))
         verdict = _verdict(matrix, found)
-        rows.append(LayerRank(name, type(module).__name__, *matrix.shape, found.rank, found.margin, verdict))
+        outputs, inputs = matrix.shape
+        rows.append(LayerRank(name, type(module).__name__, outputs, inputs, found.rank, found.margin, verdict))
     return rows
 
 

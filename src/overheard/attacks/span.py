@@ -22,6 +22,7 @@ from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import layer_matrix, precision_of, rank_of_spectrum
 from overheard.attacks.span_solver import SpanSolution, projector_on_complement, row_space, solve_span
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
+from overheard.recognition.recogniser import as_recogniser
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
     del generator
     update = observation.update
     settings = asdict(config)
-    layer = find_windowed_layer(observation.model, observation.model.front_end.num_features)  # pyright: ignore
+    layer = find_windowed_layer(observation.model, as_recogniser(observation.model).front_end.num_features)
     if layer is None:
         reason = "no layer of this model sees overlapping windows of its input"
         return Reconstruction("span", reason=reason, settings=settings)

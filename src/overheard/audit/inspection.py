@@ -8,6 +8,7 @@ from torch import nn
 
 from overheard.errors import InputError
 from overheard.recognition.loss import infeasible_reason
+from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import adjacent_repeats, minimum_frames
 from overheard.speech.batching import Batch, collate
 from overheard.speech.corpus import load_utterance
@@ -47,21 +48,22 @@ class UtteranceShapes:
 
 def inspect_utterance(model: nn.Module, cut: MonoCut) -> UtteranceShapes:
     """Read one utterance and follow its shapes; anything against it becomes its problem."""
+    recogniser = as_recogniser(model)
     speaker = str(cut.supervisions[0].speaker)
     try:
         utterance = load_utterance(cut)
-        labels = model.alphabet.encode(utterance.transcript, cut.id)  # pyright: ignore[reportAttributeAccessIssue]
+        labels = recogniser.alphabet.encode(utterance.transcript, cut.id)
     except InputError as error:
         return UtteranceShapes(cut.id, speaker, cut.duration, problem=f"{error.found}; {error.remedy}")
-    front_end = model.front_end
-    num_frames = front_end.num_frames(len(utterance.waveform))  # pyright: ignore[reportAttributeAccessIssue]
-    output_length = int(model.output_lengths(torch.tensor([num_frames]))[0])  # pyright: ignore[reportCallIssue]
+    front_end = recogniser.front_end
+    num_frames = front_end.num_frames(len(utterance.waveform))
+    output_length = int(recogniser.output_lengths(torch.tensor([num_frames]))[0])
     return UtteranceShapes(
         utterance=cut.id,
         speaker=speaker,
         seconds=utterance.seconds,
         waveform=tuple(utterance.waveform.shape),
-        features=(num_frames, 1, front_end.num_features),  # pyright: ignore[reportAttributeAccessIssue]
+        features=(num_frames, 1, front_end.num_features),
         output_length=output_length,
         labels=len(labels),
         repeats=adjacent_repeats(labels),
@@ -86,11 +88,12 @@ def _upper_edge(longest: float) -> float:
 
 def first_batch(model: nn.Module, cuts: list[MonoCut]) -> Batch:
     """The utterances of these cuts as one batch."""
-    front_end = FrontEnd(model.front_end)  # pyright: ignore[reportArgumentType]
+    recogniser = as_recogniser(model)
+    front_end = FrontEnd(recogniser.front_end)
     utterances = [load_utterance(cut) for cut in cuts]
     with torch.no_grad():
         features = [front_end(utterance.waveform) for utterance in utterances]
-    return collate(features, [model.alphabet.encode(each.transcript, each.id) for each in utterances])  # pyright: ignore
+    return collate(features, [recogniser.alphabet.encode(each.transcript, each.id) for each in utterances])
 
 
 def ctc_shapes(model: nn.Module, batch: Batch) -> list[tuple[str, str, str]]:

@@ -21,6 +21,7 @@ from overheard.metrics.truth import TrueUtterance, Truth
 from overheard.metrics.words import score_words
 from overheard.recognition.loss import check_feasible
 from overheard.recognition.models import MODELS, ModelSpec, parameter_shapes, spec_of
+from overheard.recognition.recogniser import as_recogniser
 from overheard.recognition.weights import resolve_model, weights_fingerprint
 from overheard.speech.batching import Batch, check_batch, collate
 from overheard.speech.corpus import Utterance
@@ -34,9 +35,9 @@ def make_batch(model: nn.Module, utterances: Sequence[Utterance]) -> tuple[Batch
     Raises:
         InputError: an unknown symbol, an empty transcript, or too few frames for one; names the utterance.
     """
-    front_end = FrontEnd(model.front_end)  # pyright: ignore[reportArgumentType]
-    alphabet = model.alphabet
-    labels = [alphabet.encode(utterance.transcript, utterance.id) for utterance in utterances]  # pyright: ignore
+    recogniser = as_recogniser(model)
+    front_end = FrontEnd(recogniser.front_end)
+    labels = [recogniser.alphabet.encode(utterance.transcript, utterance.id) for utterance in utterances]
     with torch.no_grad():
         features = [front_end(utterance.waveform) for utterance in utterances]
     batch = collate(features, labels)
@@ -55,21 +56,18 @@ def read_batch(model: nn.Module, path: Path) -> tuple[Batch, Truth]:
         InputError: the file is broken, a shape or length is wrong, or a transcript does not fit its frames.
     """
     tensors, _ = read_tensors(path, "batch", ours=False)
-    num_symbols = model.alphabet.num_symbols  # pyright: ignore[reportAttributeAccessIssue]
-    batch = check_batch(tensors, model.front_end.num_features, num_symbols, str(path))  # pyright: ignore
+    recogniser = as_recogniser(model)
+    alphabet, front_end = recogniser.alphabet, recogniser.front_end
+    batch = check_batch(tensors, front_end.num_features, alphabet.num_symbols, str(path))
     names = [f"{path.stem}-{index}" for index in range(batch.size)]
     check_feasible(model, batch, names)
     said = [
         TrueUtterance(
-            name,
-            None,
-            model.alphabet.decode(batch.utterance_labels(index)),  # pyright: ignore[reportAttributeAccessIssue]
-            batch.utterance_features(index),
-            None,
+            name, None, alphabet.decode(batch.utterance_labels(index)), batch.utterance_features(index), None
         )
         for index, name in enumerate(names)
     ]
-    return batch, Truth(tuple(said), model.front_end)  # pyright: ignore[reportArgumentType]
+    return batch, Truth(tuple(said), front_end)
 
 
 def model_name(model: nn.Module, text: str) -> str:

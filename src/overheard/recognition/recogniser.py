@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from overheard.errors import InputError
 from overheard.speech.alphabet import Alphabet
@@ -43,6 +43,11 @@ class Recogniser(Protocol):
     ) -> tuple[Float[Tensor, "T_out N V"], Int[Tensor, " N"]]:
         """`forward`, with the module's hooks."""
         ...
+
+
+def as_recogniser(model: nn.Module) -> Recogniser:
+    """The same model under the type that says what a recogniser has."""
+    return cast(Recogniser, model)
 
 
 def check_inputs(features: Tensor, num_frames: Tensor, num_features: int, minimum_frames: int) -> None:

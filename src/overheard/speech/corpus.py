@@ -191,7 +191,10 @@ def load_utterance(cut: MonoCut) -> Utterance:
     Raises:
         InputError: the file is missing, broken or shorter than its manifest says, or of another rate.
     """
-    path = Path(cut.recording.sources[0].source)  # pyright: ignore[reportOptionalMemberAccess]
+    recording = cut.recording
+    if recording is None or cut.num_samples is None:
+        raise InputError(cut.id, "a cut without a recording", "give a manifest of recorded speech")
+    path = Path(str(recording.sources[0].source))
     problem = _audio_problem(path)
     if problem is not None:
         raise InputError(cut.id, *problem)
