@@ -14,6 +14,8 @@ from overheard.attacks.span_equations import normal_equations
 from overheard.attacks.span_solver import projector_on_complement, row_space, solve_span
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.federation.client import ClientSettings
+from overheard.speech.alphabet import Alphabet
+from overheard.speech.features import MFCC_26
 
 
 def run(observation, **options):
@@ -121,7 +123,7 @@ class StridedEncoder(nn.Module):
         super().__init__()
         self.front = nn.Conv1d(26, 220, kernel, stride, padding)
         self.output = nn.Linear(220, 29)
-        self.front_end = small_deepspeech1(hidden_size=4).front_end
+        self.front_end, self.alphabet = MFCC_26, Alphabet()
         self.stride = stride
 
     def output_lengths(self, num_frames: torch.Tensor) -> torch.Tensor:
