@@ -81,6 +81,9 @@ def data_inspect(
     batch: Path | None = None,
     model: str = "deepspeech2",
     batch_size: int = 4,
+    batches: bool = False,
+    batch_seconds: float = 120.0,
+    buckets: int = 10,
     choice: OmitArgPrefixes[Choice] = Choice(),
     machine: OmitArgPrefixes[Machine] = Machine(),
 ) -> None:
@@ -93,10 +96,20 @@ def data_inspect(
         batch: a batch of your own instead: safetensors with features, num_frames, targets, target_lengths
         model: whose front end and output lengths to use: a name, a file, or module:function
         batch_size: utterances in the batch whose shapes are shown
+        batches: show instead which batches training would make, and how much of them is padding
+        batch_seconds: audio in one of those, s
+        buckets: classes of duration that they come from
     """
     from overheard.commands import corpora
 
     selection = selection_of(choice, machine)
+    if batches:
+        if corpus is None:
+            raise InputError("batches", "no corpus to make them from", "give one with --corpus")
+        from overheard.commands.batches import inspect_batches
+
+        inspect_batches(corpus, model, batch_seconds, buckets, selection, machine.device, machine.threads)
+        return
     corpora.inspect(corpus, batch, model, batch_size, selection, machine.device, machine.threads)
 
 
@@ -241,6 +254,54 @@ def report(directory: Positional[Path]) -> None:
     audits.report(directory)
 
 
+def bench_second_order(*, threads: int = 1) -> None:
+    """Time and weigh CTC, recurrences and matching steps against torch's own and naive ones; prints every ratio.
+
+    Takes minutes and 2 GB: the references do.
+
+    Example: overheard bench second-order --threads 1
+
+    Args:
+        threads: for torch
+    """
+    from overheard.commands import benchmarks
+
+    benchmarks.second_order_ratios(threads)
+
+
+def bench_matching(
+    *,
+    corpus: Path,
+    out: Path = Path("bench-matching"),
+    seconds_cpu: float = 120.0,
+    crops: int = 10,
+    crop_seconds: float = 1.0,
+    methods: tuple[str, ...] = (),
+    workers: int = 1,
+    seed: int = 0,
+) -> None:
+    """Compare ways of gradient matching on crops of real speech, with equal CPU time for each.
+
+    The client trains on the proportional part of each utterance's transcript. Started again with the same settings it
+    does what is missing.
+
+    Example: overheard bench matching --corpus corpora/LibriSpeech --seconds-cpu 120 --crops 10 --crop-seconds 1
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        out: folder for the results
+        seconds_cpu: CPU time of each method on each crop, s
+        crops: how many
+        crop_seconds: length of each, s
+        methods: only these: ours, cosine-adam, output-layer, hessian-free
+        workers: processes side by side, one thread each
+        seed: of crops, weights and attacks
+    """
+    from overheard.commands import benchmarks
+
+    benchmarks.matching(corpus, out, seconds_cpu, crops, crop_seconds, methods, workers, seed)
+
+
 DESCRIPTION = """Measure what a speech recogniser's training updates give away about the people who spoke.
 
 For models and speech that you are authorised to test."""
@@ -257,6 +318,11 @@ DATA = Union[  # noqa: UP007 (built from values)
     _command("inspect", data_inspect),
 ]
 
+BENCH = Union[  # noqa: UP007
+    _command("second-order", bench_second_order),
+    _command("matching", bench_matching),
+]
+
 COMMANDS = Union[  # noqa: UP007
     _command("demo", demo),
     Annotated[DATA, subcommand("data", description="Corpora: download, prepare, synthesize, inspect.")],
@@ -267,6 +333,7 @@ COMMANDS = Union[  # noqa: UP007
     _command("score", score),
     _command("audit", audit),
     _command("report", report),
+    Annotated[BENCH, subcommand("bench", description="Ratios and tables: second-order, matching.")],
 ]
 
 

@@ -114,3 +114,11 @@ def test_every_recipe_is_complete(name: str) -> None:
     assert name in recipe_names()
     assert chosen.about
     assert chosen.model.name == "deepspeech2"
+
+
+def test_batches_are_shown_with_their_padding(tones: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "inspect", "--corpus", str(tones), "--model", str(tiny), "--batches", "--batch-seconds", "4"])
+    said = capsys.readouterr().out
+    assert "Batches of the first epoch" in said
+    assert "12 utterances in" in said
+    assert "in random batches of the same sizes" in said
