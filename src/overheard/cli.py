@@ -321,6 +321,7 @@ DATA = Union[  # noqa: UP007 (built from values)
 BENCH = Union[  # noqa: UP007
     _command("second-order", bench_second_order),
     _command("matching", bench_matching),
+    _command("train", cli_training.bench_train),
 ]
 
 COMMANDS = Union[  # noqa: UP007
@@ -333,7 +334,7 @@ COMMANDS = Union[  # noqa: UP007
     _command("score", score),
     _command("audit", audit),
     _command("report", report),
-    Annotated[BENCH, subcommand("bench", description="Ratios and tables: second-order, matching.")],
+    Annotated[BENCH, subcommand("bench", description="Ratios and tables: second-order, matching, train.")],
 ]
 
 

@@ -12,6 +12,8 @@ from overheard.federation.update import ClientUpdate
 QUICK = {
     "span": {},
     "sequential": {"starts": 2},
+    "matching": {"iterations": 2},
+    "hessian_free": {"iterations": 2, "directions": 4},
 }
 """Settings that keep each attack to a few seconds; a new attack adds a row."""
 
