@@ -28,7 +28,7 @@ LAYERS = {
         "audit", "report", "benchmarks",
     },
     "options": {"speech", "federation"},
-    "cli_training": {"errors", "commands", "options", "recognition", "training"},
+    "cli_training": {"errors", "commands", "options", "recognition", "training", "benchmarks"},
     "cli": {"errors", "commands", "options", "cli_training", "speech", "federation", "audit"},
 }  # fmt: skip
 """What each part may import besides itself and the version."""

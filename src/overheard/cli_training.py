@@ -147,3 +147,34 @@ def transcribe(
     transcription.transcribe_files(
         model, paths, format, config, alternatives, times, machine.seed, machine.device, machine.threads
     )
+
+
+def bench_train(
+    *,
+    corpus: Path,
+    limit: int = 48,
+    batch_seconds: float = 60.0,
+    cell: Literal["gru", "lstm", "tanh"] = "gru",
+    layers: int = 5,
+    hidden_size: int = 800,
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Time one epoch our way against torch's own recurrences over random batches: every part, memory, ratios.
+
+    Example: overheard bench train --corpus corpora/LibriSpeech --threads 2
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        limit: so many of its utterances, drawn by the seed
+        batch_seconds: audio in one batch, s
+        cell: of the recurrences
+        layers: recurrences
+        hidden_size: units in each direction
+        seed: of utterances, weights and order
+        threads: for torch
+    """
+    from overheard.benchmarks.training import TrainingLoad
+    from overheard.commands.training_benchmark import training_ratios
+
+    training_ratios(TrainingLoad(corpus, limit, batch_seconds, cell, layers, hidden_size, threads, seed))
