@@ -26,7 +26,7 @@ DELTA = ClientSettings("delta", local_steps=3, learning_rate=0.05)
 
 
 def run(observation: Observation, seed: int = 0, start: Reconstruction | None = None, **options: Any) -> Reconstruction:
-    config = MatchingConfig(**{"iterations": 100, **options})
+    config = MatchingConfig(**{"iterations": 50, **options})
     return matching.attack(observation, config, generator=torch.Generator().manual_seed(seed), start=start)
 
 
@@ -50,13 +50,13 @@ def test_features_come_back(kind: str) -> None:
 def test_every_optimiser_lowers_the_distance(optimiser: str, rate: float) -> None:
     observation, _ = listened(10)
     schedule = ScheduleConfig(learning_rate=rate)
-    found = run(observation, optimiser=optimiser, schedule=schedule, iterations=30, history_every=1)
+    found = run(observation, optimiser=optimiser, schedule=schedule, iterations=12, history_every=1)
     assert found.diagnostics["distance"] < 0.7 * found.diagnostics["history"][0]["distance"]
 
 
 def test_a_delta_of_several_steps_is_matched_by_simulating_them() -> None:
     observation, batch = listened(10, settings=DELTA)
-    assert snr(run(observation, iterations=60), batch.features[:, 0]) > 6.0
+    assert snr(run(observation, iterations=25), batch.features[:, 0]) > 6.0
 
 
 def test_a_batch_is_matched_together() -> None:
@@ -99,11 +99,11 @@ def test_another_attacks_result_is_where_it_begins(initial: str, tmp_path: Path)
 
 def test_restarts_are_ranked_by_distance() -> None:
     observation, _ = listened(10)
-    found = run(observation, restarts=3, iterations=15)
+    found = run(observation, restarts=3, iterations=4)
     distances = found.diagnostics["distances_of_restarts"]
     assert len(set(distances)) == 3
     assert found.diagnostics["distance"] == min(distances)
-    assert found.diagnostics["iterations"] == [15, 15, 15]
+    assert found.diagnostics["iterations"] == [4, 4, 4]
 
 
 def test_a_cpu_budget_ends_the_run() -> None:
@@ -225,7 +225,7 @@ def test_what_cannot_be_known_is_a_reason() -> None:
 def test_unknown_transcripts_are_found_on_the_way() -> None:
     observation, batch = listened(10)
     known_length = replace(observation, prior=Prior(None, (10,)))
-    found = run(known_length, iterations=120, labels_every=5)
+    found = run(known_length, iterations=60, labels_every=5)
     assert found.transcripts == observation.prior.transcripts
     assert snr(found, batch.features[:, 0]) > 5.0
     guessed = run(known_length, iterations=1, initial_transcripts=("AAA",), labels_every=10)

@@ -107,8 +107,8 @@ class StudyResult:
 
 
 def _ours(seconds: float) -> tuple[str, Any]:
-    schedule = ScheduleConfig(learning_rate=0.1, decay="cosine")
-    priors = PriorConfig(span_residual=1.0)
+    schedule = ScheduleConfig(learning_rate=0.2, decay="cosine")
+    priors = PriorConfig(span_residual=0.3)
     return "matching", MatchingConfig(iterations=MANY, seconds=seconds, schedule=schedule, priors=priors)
 
 
