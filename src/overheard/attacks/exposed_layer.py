@@ -52,7 +52,7 @@ class ExposedLayer:
         if self.has_bias:
             inputs = nn.functional.pad(inputs, (0, 1), value=1.0)
         outside = inputs - (inputs @ self.basis.T) @ self.basis
-        return outside.square().sum() / inputs.detach().square().sum()
+        return outside.square().sum() / inputs.square().sum()
 
 
 def find_exposed_layer(observation: Observation) -> ExposedLayer | None:

@@ -17,6 +17,10 @@ Term = Callable[[Tensor], Tensor]
 """Features (T, N, F) -> a number."""
 
 
+DEFAULT_SPAN_RESIDUAL = 0.3
+"""On crops of real speech 0.1 to 0.3 gained 3 dB and more over none with the other settings alike; 1 gained nothing."""
+
+
 @dataclass(frozen=True)
 class PriorConfig:
     """Weights of the terms, beside a distance of about 1 at the start; 0 leaves a term out.
@@ -25,16 +29,17 @@ class PriorConfig:
         total_variation: mean absolute step between neighbouring frames plus that between neighbouring features.
         statistics: squared error of mean and deviation: of each feature against the attacker's own speech where there
             is some, else of what the front end normalises to 0 and 1.
-        span_residual: energy of the first recurrent layer's inputs outside the span that its update gives away.
+        span_residual: share of the energy of the first recurrent layer's inputs outside the span that its update gives
+            away; None for `DEFAULT_SPAN_RESIDUAL` where it does, else 0.
     """
 
     total_variation: float = 0.0
     statistics: float = 0.0
-    span_residual: float = 0.0
+    span_residual: float | None = None
 
     def __post_init__(self) -> None:
         for name, weight in vars(self).items():
-            if not 0.0 <= weight < float("inf"):
+            if weight is not None and not 0.0 <= weight < float("inf"):
                 raise InputError(name, weight, "give a weight from 0 up")
 
 
@@ -54,15 +59,18 @@ def build_prior(
         terms.append((config.total_variation, lambda features: total_variation(features, mask)))
     if config.statistics:
         terms.append((config.statistics, _statistics_term(observation, front_end, mask)))
-    if config.span_residual:
+    span_weight = config.span_residual
+    if span_weight is None:
+        span_weight = 0.0 if layer is None else DEFAULT_SPAN_RESIDUAL
+    if span_weight:
         if layer is None:
             remedy = "set the span residual to 0: the first layer's update does not show a span"
-            raise InputError("span_residual", config.span_residual, remedy)
+            raise InputError("span_residual", span_weight, remedy)
         exposed = layer
         protocol = observation.update.protocol
         terms.append(
             (
-                config.span_residual,
+                span_weight,
                 lambda features: exposed.residual(
                     layer_inputs(observation.model, exposed.name, features, num_frames, protocol)
                 ),

@@ -115,7 +115,12 @@ def _ours(seconds: float) -> tuple[str, Any]:
 def _cosine_adam(seconds: float) -> tuple[str, Any]:
     schedule = ScheduleConfig(learning_rate=0.05, decay="cosine")
     config = MatchingConfig(
-        iterations=MANY, seconds=seconds, optimiser="adam", distance=DistanceConfig("cosine"), schedule=schedule
+        iterations=MANY,
+        seconds=seconds,
+        optimiser="adam",
+        distance=DistanceConfig("cosine"),
+        schedule=schedule,
+        priors=PriorConfig(span_residual=0.0),
     )
     return "matching", config
 
