@@ -35,13 +35,13 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml requirements.lock
 	touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml requirements.lock
-	$(INSTALL) '.[synthetic,lm,dev]'
+	$(INSTALL) '.[synthetic,lm,optimisers,dev]'
 	touch $@ $(VENV)/.demo
 
 # Resolve every extra anew and write down what came of it.
 lock:
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet '.[synthetic,lm,federated,speakers,dev]'
+	$(VENV)-lock/bin/python -m pip install --quiet '.[synthetic,lm,optimisers,federated,speakers,dev]'
 	$(VENV)-lock/bin/python -m pip freeze --exclude overheard | sed 's/+cpu//' > requirements.lock
 	rm -rf $(VENV)-lock
 
