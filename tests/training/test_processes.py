@@ -15,7 +15,19 @@ from overheard.recognition.weights import save_model
 from overheard.training.devices import Devices, launch
 from overheard.training.tracking import METRICS, read_lines
 
-FLAGS = ["train", "--recipe", "synthetic", "--epochs", "2", "--batch-seconds", "3", "--evaluate-every", "2", "--threads", "1"]
+FLAGS = [
+    "train",
+    "--recipe",
+    "synthetic",
+    "--epochs",
+    "2",
+    "--batch-seconds",
+    "3",
+    "--evaluate-every",
+    "2",
+    "--threads",
+    "1",
+]
 
 
 def test_two_processes_have_the_loss_curve_of_one_with_the_doubled_batch(tones: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def inspect_batches(
         plain.append(shuffled[: len(batch)])
         shuffled = shuffled[len(batch) :]
     console.print(
-        f"{len(cuts)} utterances in {len(batches)} batches: {100 * padding(batches):.1f} % of their frames are padding; "
+        f"{len(cuts)} utterances in {len(batches)} batches: {100 * padding(batches):.1f} % of frames are padding; "
         f"{100 * padding(plain):.1f} % in random batches of the same sizes; left out {len(problems)}",
         highlight=False,
         soft_wrap=True,
