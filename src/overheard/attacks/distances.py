@@ -97,7 +97,9 @@ def _cosine_and_l2(simulated: list[Tensor], observed: list[Tensor], squares: lis
     return angle + gap, [one.add_(other) for one, other in zip(turning, closing, strict=True)]
 
 
-_COMPARISONS = dict(zip(DISTANCES, (_l2, _cosine, _per_tensor, _cosine_and_l2), strict=True))
+_COMPARISONS: dict[str, Callable[..., tuple[float, list[Tensor]]]] = dict(
+    zip(DISTANCES, (_l2, _cosine, _per_tensor, _cosine_and_l2), strict=True)
+)
 
 
 def _largest_entries(observed: Sequence[Tensor], share: float) -> list[Bool[Tensor, "..."]]:
