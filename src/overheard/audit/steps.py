@@ -62,9 +62,7 @@ def read_batch(model: nn.Module, path: Path) -> tuple[Batch, Truth]:
     names = [f"{path.stem}-{index}" for index in range(batch.size)]
     check_feasible(model, batch, names)
     said = [
-        TrueUtterance(
-            name, None, alphabet.decode(batch.utterance_labels(index)), batch.utterance_features(index), None
-        )
+        TrueUtterance(name, None, alphabet.decode(batch.utterance_labels(index)), batch.utterance_features(index), None)
         for index, name in enumerate(names)
     ]
     return batch, Truth(tuple(said), front_end)
