@@ -18,7 +18,6 @@ from overheard.speech.synthetic import synthesize
 REASONS_SHOWN = 20
 DEMO_SPEAKERS = 12
 DEMO_UTTERANCES_PER_SPEAKER = 1
-DEMO_UTTERANCES = 8
 
 
 def audit(plan: AuditPlan, out: Path, device: str, threads: int) -> None:
@@ -53,7 +52,7 @@ def demo(out: Path, seed: int, threads: int) -> None:
     )
     plan = AuditPlan(
         corpus=corpus,
-        selection=Selection(limit=DEMO_UTTERANCES, seed=seed),
+        selection=Selection(seed=seed),
         models=("deepspeech1",),
         scanned=("deepspeech2",),
         seed=seed,
