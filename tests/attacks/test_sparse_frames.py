@@ -1,4 +1,4 @@
-"""The whole chain on a DeepSpeech 2 of few units, and each of its later steps against what the model itself computes."""
+"""The whole chain on a DeepSpeech 2 of few units, and each later step against what the model itself computes."""
 
 import pytest
 import torch
