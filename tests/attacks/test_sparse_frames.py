@@ -97,7 +97,7 @@ def test_the_equations_hold_for_the_models_own_activations(padding: tuple[tuple[
     model, batch = model_of(padding=padding), spoken(36)
     seen: dict[str, torch.Tensor] = {}
     hook = model.convolutions[1].register_forward_hook(
-        lambda module, inputs, output: seen.update(z=inputs[0], y=output)
+        lambda module, inputs, output: seen.update(z=inputs[0], y=output)  # pyright: ignore
     )
     logits, _ = model(batch.features, batch.num_frames)
     hook.remove()
@@ -106,7 +106,8 @@ def test_the_equations_hold_for_the_models_own_activations(padding: tuple[tuple[
     activations = seen["z"][0].detach().double()
     front = make_front(model)
     assert torch.allclose(front.pre_activations(batch.features[:, 0].double()).clamp(0.0, 20.0), activations, atol=1e-5)
-    equations = ActivationEquations(front, delta[0].double(), update.double(), tuple(activations.shape[1:]))
+    size = (activations.shape[1], activations.shape[2])
+    equations = ActivationEquations(front, delta[0].double(), update.double(), size)
     near = activations + 1e-3 * torch.randn(activations.shape, dtype=torch.float64)
     solved = equations.nearest(near)
     assert float((equations.nearest(activations) - activations).norm() / activations.norm()) < 1e-3

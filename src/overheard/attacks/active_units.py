@@ -1,9 +1,9 @@
 """Which units of the frames are exactly zero, decided by the bias that they share.
 
 A rectified unit passes its gradient on if it is above zero and not saturated, so the bias of the convolution in front
-of it shares, for each channel, the sum of the gradients of its active units. A unit whose value is lost in rounding may be
-either; taking it for the wrong one leaves its gradient, a figure of its own, in that sum. Few units are in doubt and
-most sums have none, so each sum that does not close is closed by the fewest changes that do it.
+of it shares, for each channel, the sum of the gradients of its active units. A unit whose value is lost in
+rounding may be either; taking it for the wrong one leaves its gradient, a figure of its own, in that sum. Few units
+are in doubt and most sums have none, so each sum that does not close is closed by the fewest changes that do it.
 """
 
 from dataclasses import dataclass

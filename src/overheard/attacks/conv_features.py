@@ -84,7 +84,7 @@ def folded(model: DeepSpeech2, layer: int) -> tuple[Float[Tensor, " C"], Float[T
     weight, bias = norm.weight.detach().double(), norm.bias.detach().double()  # pyright: ignore
     mean, variance = norm.running_mean.double(), norm.running_var.double()  # pyright: ignore
     scale = weight / (variance + norm.eps).sqrt()  # pyright: ignore[reportOperatorIssue]
-    return scale, bias - mean * scale
+    return scale, bias - mean * scale  # pyright: ignore[reportOperatorIssue]
 
 
 def make_front(model: DeepSpeech2) -> Front:
