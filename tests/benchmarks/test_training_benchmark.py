@@ -41,6 +41,7 @@ def test_every_part_is_measured(librispeech: Path) -> None:
         assert 0 < epoch.products < 1
         if sys.platform == "linux":
             assert epoch.peak_mb > 1
-    time_ratio, memory_ratio = ratios(ours, plain, "tiny")
+    time_ratio, cpu_ratio, memory_ratio = ratios(ours, plain, "tiny")
     assert time_ratio.target == "at least 1.3x less"
+    assert cpu_ratio.ratio > 0
     assert memory_ratio.ratio > 0

@@ -21,6 +21,7 @@ def training_ratios(load: TrainingLoad) -> None:
     for part in PARTS:
         table.add_row(f"{part}, s", *(f"{each.parts[part]:.2f}" for each in (ours, plain)))
     table.add_row("all, s", *(f"{each.seconds:.2f}" for each in (ours, plain)))
+    table.add_row("all, CPU s of all threads", *(f"{each.cpu_seconds:.2f}" for each in (ours, plain)))
     table.add_row("utterances / s", *(f"{each.utterances / each.seconds:.2f}" for each in (ours, plain)))
     table.add_row("batches", *(str(each.batches) for each in (ours, plain)))
     table.add_row("matrix products' share of a step", *(f"{100 * each.products:.0f} %" for each in (ours, plain)))
