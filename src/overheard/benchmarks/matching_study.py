@@ -107,8 +107,8 @@ class StudyResult:
 
 
 def _ours(seconds: float) -> tuple[str, Any]:
-    schedule = ScheduleConfig(learning_rate=0.2, decay="cosine")
-    priors = PriorConfig(span_residual=0.3)
+    schedule = ScheduleConfig(learning_rate=0.4, decay="cosine")
+    priors = PriorConfig(total_variation=0.003, span_residual=0.3)
     return "matching", MatchingConfig(iterations=MANY, seconds=seconds, schedule=schedule, priors=priors)
 
 
