@@ -18,7 +18,7 @@ Term = Callable[[Tensor], Tensor]
 
 
 DEFAULT_SPAN_RESIDUAL = 0.3
-"""On crops of real speech 0.1 to 0.3 gained 3 dB and more over none with the other settings alike; 1 gained nothing."""
+"""On two 1 s crops of real speech, 0.1 and 0.3 gained 2 to 4 dB over none with all else alike; 1 gained nothing."""
 
 
 @dataclass(frozen=True)
