@@ -1,4 +1,4 @@
-"""The whole chain on a DeepSpeech 2 of few units, and each later step against what the model itself computes."""
+"""The whole chain on a DeepSpeech 2 of few units, and each of its later steps against the model's own values."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ from torch.nn import functional
 
 from builders import observe, small_deepspeech1, small_deepspeech2
 from overheard.attacks import sparse_frames
+from overheard.attacks.activation_equations import ActivationEquations
 from overheard.attacks.active_units import decide_active
-from overheard.attacks.conv_features import ActivationEquations, Front, make_front
+from overheard.attacks.conv_front import Front, make_front, make_second
 from overheard.attacks.observation import Prior, Reconstruction
 from overheard.federation.client import ClientSettings
 from overheard.recognition.deepspeech2 import DeepSpeech2
@@ -95,27 +96,32 @@ def test_sums_of_gradients_decide_doubtful_units() -> None:
 @pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])
 def test_the_equations_hold_for_the_models_own_activations(padding: tuple[tuple[int, int], tuple[int, int]]) -> None:
     model, batch = model_of(padding=padding), spoken(36)
-    seen: dict[str, torch.Tensor] = {}
+    inside: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook = model.convolutions[1].register_forward_hook(
-        lambda module, inputs, output: seen.update(z=inputs[0], y=output)  # pyright: ignore
+        lambda _, inputs, output: inside.append((inputs[0], output))  # pyright: ignore[reportArgumentType]
     )
     logits, _ = model(batch.features, batch.num_frames)
     hook.remove()
-    weight = model.convolutions[1].weight
-    update, delta = torch.autograd.grad(logits.square().sum(), (weight, seen["y"]))  # pyright: ignore
-    activations = seen["z"][0].detach().double()
+    [(entering, leaving)] = inside
+    weight = model.get_parameter("convolutions.1.weight")
+    update, delta = torch.autograd.grad(logits.square().sum(), (weight, leaving))
+    activations = entering[0].detach().double()
     front = make_front(model)
     assert torch.allclose(front.pre_activations(batch.features[:, 0].double()).clamp(0.0, 20.0), activations, atol=1e-5)
-    size = (activations.shape[1], activations.shape[2])
-    equations = ActivationEquations(front, delta[0].double(), update.double(), size)
+    equations = ActivationEquations(
+        front, delta[0].double(), update.double(), (activations.shape[1], activations.shape[2])
+    )
     near = activations + 1e-3 * torch.randn(activations.shape, dtype=torch.float64)
     solved = equations.nearest(near)
     assert float((equations.nearest(activations) - activations).norm() / activations.norm()) < 1e-3
     assert float((solved - activations).norm()) < 0.8 * float((near - activations).norm())
 
 
-def test_convolution_and_its_adjoint() -> None:
-    front: Front = make_front(model_of())
+@pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])
+def test_convolutions_and_their_adjoints(padding: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    model = model_of(padding=padding)
+    front: Front = make_front(model)
+    second = make_second(model)
     generator = torch.Generator().manual_seed(0)
     for num_frames in (20, 21):
         features = torch.randn(num_frames, 161, generator=generator, dtype=torch.float64)
@@ -123,3 +129,7 @@ def test_convolution_and_its_adjoint() -> None:
         other = torch.randn(values.shape, generator=generator, dtype=torch.float64)
         back = front.convolve_transposed(other, num_frames, 161)
         torch.testing.assert_close((values * other).sum(), (features * back).sum())
+        frames = second.convolve(values)
+        other = torch.randn(frames.shape, generator=generator, dtype=torch.float64)
+        back = second.convolve_transposed(other, (values.shape[1], values.shape[2]))
+        torch.testing.assert_close((frames * other).sum(), (values * back).sum())

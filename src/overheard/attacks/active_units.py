@@ -1,9 +1,9 @@
 """Which units of the frames are exactly zero, decided by the bias that they share.
 
 A rectified unit passes its gradient on if it is above zero and not saturated, so the bias of the convolution in front
-of it shares, for each channel, the sum of the gradients of its active units. A unit whose value is lost in
-rounding may be either; taking it for the wrong one leaves its gradient, a figure of its own, in that sum. Few units
-are in doubt and most sums have none, so each sum that does not close is closed by the fewest changes that do it.
+of it shares, for each channel, the sum of the gradients of its active units. A unit whose value is lost in rounding may
+be either; taking it for the wrong one leaves its gradient, a figure of its own, in that sum. Few units are in doubt and
+most sums have none, so each sum that does not close is closed by the fewest changes that do it.
 """
 
 from dataclasses import dataclass
@@ -108,3 +108,20 @@ def _close(
         if best[0] <= tolerance:
             break
     return best[1]
+
+
+def confirm_active(
+    active: Bool[Tensor, "C K T"], units: Float[Tensor, "C K T"], predicted: Float[Tensor, "C K T"]
+) -> Bool[Tensor, "C K T"]:
+    """Decide units near zero again, by what the features found predict for them.
+
+    Args:
+        active: as decided before.
+        units: values behind the rectifier, rounding included.
+        predicted: values in front of the rectifier, of features that are right but for wrong units' influence.
+    """
+    error = (predicted - units)[active].abs()
+    # A unit that is off comes out as far below zero as units go; one that is on comes out at its own small value.
+    bound = 5 * float(error.median()) if len(error) else 0.0
+    small = units.abs() < 1e-3 * float(units.max())
+    return torch.where(small, (predicted - units.clamp(min=0.0)).abs() < bound, active)

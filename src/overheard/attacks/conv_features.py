@@ -1,231 +1,221 @@
-"""Features behind two rectified convolutions, from the second one's update and the gradients that reached it.
+"""Features from what both convolutions of DeepSpeech 2 have shown: a convex start, then Gauss-Newton.
 
-With delta (C, K, T) the gradient of the second convolution's output, its weight shares
+Known are the frames H = clamp(W_2 * z + b_2), with their exact zeros, and the linear equations M z = dW of the second
+convolution's update (`activation_equations`), for z = clamp(W_1 * x + b_1) and unknown features x (T, F).
 
-    dW[o, i, a, b] = sum_{k,t} delta[o, k, t] z[i, s k + a, t + b],
-
-linear in the first layer's activations z, the same matrix M for every input channel i, and apart for every residue of a
-modulo the stride s: one Cholesky factor of M'M + rho for each residue serves all channels. M'M is a sum of shifted
-copies of delta' delta, so M itself is never formed. Up to about 55 output frames of the default sizes M z = dW has one
-solution. Past that it has many, and z = clamp(W_1 * x + b_1) for features x says which: the nearest solution of the
-linear equations, and the features that explain it best, are taken in turn.
+    start       z that solves M z = dW and is nowhere negative, by Douglas-Rachford splitting: both sets are convex.
+                Most of z is zero, and zeros that are found are equations, so this comes close well beyond the length at
+                which M z = dW alone has one solution.
+    fit         x by least squares on the clearly active units of that z.
+    polish      least |P (z(x) - z*)|^2 + mu |W_2 * z(x) + b_2 - H|^2 on units of H that are active, or wrongly
+                predicted to be, P the projection on what the update determines. Which units of z are active follows
+                from x; for fixed ones the problem is linear, and conjugate gradients with a diagonal preconditioner
+                solve it. 648 and 2,500 equations stand against 514 unknowns for each output frame.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
-from overheard.recognition.deepspeech2 import KERNELS, STRIDES, DeepSpeech2
+from overheard.attacks.activation_equations import ActivationEquations
+from overheard.attacks.conv_front import Front, Second
 
-SOFTNESS = 1e-6
-"""rho, relative to the mean eigenvalue of M'M: below what is determined, above what rounding of the update makes."""
+FRAME_WEIGHT = 3.0
+"""mu: brings the eigenvalues of both terms to the same size with weights as they are initialised."""
 
 
 @dataclass(frozen=True)
-class Front:
-    """The first convolution with its norm folded in, and the geometry of both.
+class Evidence:
+    """All that is known about the features.
 
     Attributes:
-        weight: (C, 1, k_f, k_t).
-        bias: (C,).
-        clip: where rectifiers saturate.
-        padding: of each convolution, (frequency, time).
+        front: the first layer.
+        second: the second layer.
+        equations: what its update says about activations.
+        frames: H by channel, frequency and frame, zero where units are not active.
+        active: units of H above zero and not saturated.
     """
 
-    weight: Float[Tensor, "C 1 KF KT"]
-    bias: Float[Tensor, " C"]
-    clip: float
-    padding: tuple[tuple[int, int], tuple[int, int]]
+    front: Front
+    second: Second
+    equations: ActivationEquations
+    frames: Float[Tensor, "O J P"]
+    active: Bool[Tensor, "O J P"]
 
-    def convolve(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "C K U"]:
-        """W_1 * x, without the bias."""
-        return functional.conv2d(features.T[None, None], self.weight, None, STRIDES[0], self.padding[0])[0]
-
-    def convolve_transposed(self, values: Float[Tensor, "C K U"], num_frames: int, num_features: int) -> Tensor:
-        """The adjoint of `convolve`, (T, F)."""
-        beyond = [
-            size + 2 * pad - kernel - (count - 1) * stride
-            for size, pad, kernel, count, stride in zip(
-                (num_features, num_frames), self.padding[0], KERNELS[0], values.shape[1:], STRIDES[0], strict=True
-            )
-        ]
-        spread = functional.conv_transpose2d(
-            values[None], self.weight, None, STRIDES[0], self.padding[0], output_padding=beyond
-        )
-        return spread[0, 0].T
-
-    def pre_activations(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "C K U"]:
-        """What the first rectifier is given."""
-        return self.convolve(features) + self.bias[:, None, None]
+    def predict(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "O J P"]:
+        """What the second rectifier is given by features."""
+        activations = self.front.pre_activations(features).clamp(0.0, self.front.clip)
+        return self.second.convolve(activations) + self.second.bias[:, None, None]
 
 
 @dataclass(frozen=True)
 class FeatureSolution:
-    """Features, and how well they explain the update.
+    """Features, and how well they explain what is known.
 
     Attributes:
         features: (T, F).
-        residual: distance between the activations that the features give and the nearest that the second layer's
-            update allows, relative.
-        steps: alternations taken.
+        residual: of the activations that the features give, the part that the update contradicts; relative.
+        frame_residual: of the frames that they give; relative.
+        steps: Gauss-Newton steps taken.
     """
 
     features: Float[Tensor, "T F"]
     residual: float
+    frame_residual: float
     steps: int
 
 
-def folded(model: DeepSpeech2, layer: int) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Scale and shift that a convolution's batch norm applies in evaluation mode, float64."""
-    norm = model.convolution_norms[layer]
-    weight, bias = norm.weight.detach().double(), norm.bias.detach().double()  # pyright: ignore
-    mean, variance = norm.running_mean.double(), norm.running_var.double()  # pyright: ignore
-    scale = weight / (variance + norm.eps).sqrt()  # pyright: ignore[reportOperatorIssue]
-    return scale, bias - mean * scale  # pyright: ignore[reportOperatorIssue]
+@dataclass(frozen=True)
+class _Point:
+    """Features and all that is computed from them.
 
-
-def make_front(model: DeepSpeech2) -> Front:
-    """The first layer of a model in evaluation mode."""
-    scale, shift = folded(model, 0)
-    convolution = model.convolutions[0]
-    weight = convolution.weight.detach().double() * scale[:, None, None, None]  # pyright: ignore
-    bias = convolution.bias.detach().double() * scale + shift  # pyright: ignore[reportCallIssue]
-    return Front(weight, bias, model.config.clip, model.config.padding)
-
-
-class ActivationEquations:
-    """M z = dW, ready to be solved for any start.
-
-    Args:
-        front: the geometry.
-        delta: gradient of the second convolution's output, (C, K, T).
-        update: of its weight, (C, C, k_f, k_t), float64.
-        shape: (K, U), frequencies and frames of z.
+    Attributes:
+        features: (T, F).
+        active: units of z above zero and not saturated.
+        misfit: z - nearest solution of M z = dW.
+        checked: units of H that count: active ones and those wrongly predicted to be.
+        frame_misfit: of the units that count.
+        cost: the sum that is minimised.
+        size: |z|^2.
     """
 
-    def __init__(
-        self, front: Front, delta: Float[Tensor, "C K T"], update: Float[Tensor, "C I A B"], shape: tuple[int, int]
-    ) -> None:
-        self._shape = shape
-        self._padding = front.padding[1]
-        stride = STRIDES[1][0]
-        self._groups = [(residue, stride) for residue in range(stride)]
-        right = functional.conv_transpose2d(delta[None], update, None, STRIDES[1])[0]
-        # Frequencies and frames that no window of the second layer reaches.
-        missing = [size + 2 * pad - have for size, pad, have in zip(shape, self._padding, right.shape[1:], strict=True)]
-        self._right = functional.pad(right, (0, missing[1], 0, missing[0]))
-        self._factors, self._softness = [], []
-        for residue, _ in self._groups:
-            gram = _gram(delta, residue, (shape[0] + 2 * self._padding[0], shape[1] + 2 * self._padding[1]))
-            inside = self._inside(residue)
-            if not bool(inside.all()):
-                gram = gram[inside][:, inside]
-            softness = SOFTNESS * float(gram.diagonal().mean())
-            gram.diagonal().add_(softness)
-            self._factors.append(torch.linalg.cholesky(gram))
-            self._softness.append(softness)
-
-    def nearest(self, activations: Float[Tensor, "I K U"]) -> Float[Tensor, "I K U"]:
-        """The solution nearest to given activations: least |M z - dW|^2 + rho |z - activations|^2."""
-        padded = functional.pad(activations, (self._padding[1],) * 2 + (self._padding[0],) * 2)
-        found = torch.zeros_like(padded)
-        for (residue, stride), factor, softness in zip(self._groups, self._factors, self._softness, strict=True):
-            inside = self._inside(residue)
-            right = (self._right[:, residue::stride] + softness * padded[:, residue::stride]).flatten(1)[:, inside]
-            values = torch.zeros_like(padded[:, residue::stride]).flatten(1)
-            half = torch.linalg.solve_triangular(factor, right.T, upper=False)
-            values[:, inside] = torch.linalg.solve_triangular(factor.T, half, upper=True).T
-            found[:, residue::stride] = values.view_as(found[:, residue::stride])
-        (low, early), (high, late) = self._padding, self._shape
-        return found[:, low : low + high, early : early + late]
-
-    def _inside(self, residue: int) -> Tensor:
-        """Which of the padded unknowns of a residue are real ones, flat."""
-        real = torch.ones(self._shape, dtype=torch.bool, device=self._right.device)
-        padded = functional.pad(real, (self._padding[1],) * 2 + (self._padding[0],) * 2)
-        return padded[residue :: STRIDES[1][0]].flatten()
+    features: Float[Tensor, "T F"]
+    active: Bool[Tensor, "C K U"]
+    misfit: Float[Tensor, "C K U"]
+    checked: Bool[Tensor, "O J P"]
+    frame_misfit: Float[Tensor, "O J P"]
+    cost: float
+    size: float
 
 
-def _gram(delta: Float[Tensor, "C K T"], residue: int, shape: tuple[int, int]) -> Float[Tensor, "U U"]:
-    """M'M of one residue: delta' delta, shifted by every place in the kernel and summed, one axis at a time."""
-    _, high, long = delta.shape
-    stride = STRIDES[1][0]
-    shifts = len(range(residue, KERNELS[1][0], stride))
-    rows = len(range(residue, shape[0], stride))
-    flat = delta.flatten(1)
-    inner = (flat.T @ flat).view(high, long, high, long)
-    over_frequency = inner.new_zeros(rows, long, rows, long)
-    for shift in range(shifts):
-        over_frequency[shift : shift + high, :, shift : shift + high] += inner
-    over_time = inner.new_zeros(rows, shape[1], rows, shape[1])
-    for shift in range(KERNELS[1][1]):
-        over_time[:, shift : shift + long, :, shift : shift + long] += over_frequency
-    return over_time.view(rows * shape[1], rows * shape[1])
+def start_features(evidence: Evidence, num_frames: int, num_features: int) -> Float[Tensor, "T F"]:
+    """Features that fit the non-negative solution of the linear equations.
+
+    Args:
+        evidence: what is known.
+        num_frames: T.
+        num_features: F.
+    """
+    front = evidence.front
+    nothing = front.weight.new_zeros(num_frames, num_features)
+    start = _non_negative_solution(front, evidence.equations, front.pre_activations(nothing).clamp(0.0, front.clip))
+    return _fit_features(front, nothing, start)
 
 
 def solve_features(
-    front: Front,
-    equations: ActivationEquations,
-    num_frames: int,
-    num_features: int,
-    most_steps: int,
-    tolerance: float,
+    evidence: Evidence, start: Float[Tensor, "T F"], most_steps: int, tolerance: float
 ) -> FeatureSolution:
-    """Alternate between the two constraints on the activations until they agree or come no closer.
+    """Features from both layers' evidence; stops when the residual is small or no longer falls.
 
     Args:
-        front: the first layer.
-        equations: what the second layer's update says.
-        num_frames: T.
-        num_features: F.
-        most_steps: alternations at most.
-        tolerance: residual at which both agree.
+        evidence: what is known.
+        start: features near them.
+        most_steps: Gauss-Newton steps at most.
+        tolerance: residual at which features are exact.
     """
-    features = front.weight.new_zeros(num_frames, num_features)
-    explained = front.pre_activations(features).clamp(0.0, front.clip)
-    history: list[float] = []
-    exact = False
-    for step in range(1, most_steps + 1):
-        allowed = equations.nearest(explained)
-        features = _fit_features(front, features, allowed, first=step == 1, exact=exact)
-        explained = front.pre_activations(features).clamp(0.0, front.clip)
-        history.append(float((allowed - explained).norm() / allowed.norm().clamp(min=1e-300)))
-        settled = len(history) > 4 and history[-1] > 0.97 * min(history[:-3])
-        if exact and (history[-1] < tolerance or settled):
+    here = _look(evidence, start)
+    target = tolerance**2 * here.size
+    steps, stalled = 0, 0
+    while steps < most_steps and here.cost > target and stalled < 2:
+        moved = _step(evidence, here)
+        if moved is None:
             break
-        exact = exact or history[-1] < 1e-3 or settled
-    return FeatureSolution(features, history[-1], len(history))
+        stalled = stalled + 1 if moved.cost > 0.9 * here.cost else 0
+        here, steps = moved, steps + 1
+    scale = float(evidence.frames.norm()) or 1.0
+    return FeatureSolution(
+        here.features, float(here.misfit.norm()) / here.size**0.5, float(here.frame_misfit.norm()) / scale, steps
+    )
+
+
+def _non_negative_solution(
+    front: Front, equations: ActivationEquations, start: Float[Tensor, "C K U"], most_steps: int = 30
+) -> Float[Tensor, "C K U"]:
+    """A point of both convex sets, or near both, by Douglas-Rachford splitting."""
+    point = start
+    rectified = point
+    for _ in range(most_steps):
+        rectified = point.clamp(0.0, front.clip)
+        solution = equations.nearest(2 * rectified - point)
+        point = point + solution - rectified
+        if float((solution - rectified).norm()) < 1e-2 * float(solution.norm()):
+            break
+    return rectified
 
 
 def _fit_features(
-    front: Front,
-    features: Float[Tensor, "T F"],
-    allowed: Float[Tensor, "C K U"],
-    first: bool,
-    exact: bool,
+    front: Front, features: Float[Tensor, "T F"], activations: Float[Tensor, "C K U"], steps: int = 25
 ) -> Float[Tensor, "T F"]:
-    """Least squares by conjugate gradients on units that are active, or wrongly predicted to be."""
-    predicted = front.pre_activations(features)
-    target = allowed.clamp(0.0, front.clip)
-    floor = 3e-3 * float(allowed.square().mean().sqrt())
-    active = (target > floor) if first else (target > floor) | (predicted > 0)
-    active &= (target < front.clip) | (predicted < front.clip)
-    misfit = torch.where(active, target - predicted, 0.0)
+    """Least squares on units that are clearly active: a small value may be an error on a unit far below zero."""
+    clear = activations > 0.5 * activations.square().mean().sqrt()
+    clear &= activations < 0.99 * front.clip
+    misfit = torch.where(clear, front.pre_activations(features) - activations, 0.0)
+
+    def normal(change: Tensor) -> Tensor:
+        return front.convolve_transposed(torch.where(clear, front.convolve(change), 0.0), *features.shape)
+
     slope = front.convolve_transposed(misfit, *features.shape)
-    direction, energy = slope, float(slope.square().sum())
-    # Far from the end the active units still change, and a rough fit is as good as a fine one.
-    enough = energy * (1e-14 if exact else 1e-4)
-    for _ in range(400 if exact else 30):
-        if energy <= enough:
+    return features + _conjugate_gradients(normal, -slope, front.energy(clear, *features.shape), steps)
+
+
+def _look(evidence: Evidence, features: Float[Tensor, "T F"]) -> _Point:
+    front = evidence.front
+    before = front.pre_activations(features)
+    activations = before.clamp(0.0, front.clip)
+    misfit = activations - evidence.equations.nearest(activations)
+    predicted = evidence.predict(features)
+    saturated = evidence.frames >= front.clip
+    checked = evidence.active | (predicted > 0) & ~saturated | saturated & (predicted < front.clip)
+    frame_misfit = torch.where(checked, predicted - evidence.frames, 0.0)
+    cost = float(misfit.square().sum()) + FRAME_WEIGHT * float(frame_misfit.square().sum())
+    active = (before > 0) & (before < front.clip)
+    return _Point(features, active, misfit, checked, frame_misfit, cost, float(activations.square().sum()))
+
+
+def _step(evidence: Evidence, here: _Point, most_steps: int = 40) -> _Point | None:
+    """A Gauss-Newton step, halved until it helps; None if it does not. Its inside runs in float32."""
+    front, second, shape = evidence.front, evidence.second, here.features.shape
+    grid = (here.misfit.shape[1], here.misfit.shape[2])
+    pull = here.misfit + FRAME_WEIGHT * second.convolve_transposed(here.frame_misfit, grid)
+    slope = front.convolve_transposed(torch.where(here.active, pull, 0.0), *shape)
+    size = float(slope.norm())
+    if size == 0.0:
+        return None
+    rough = replace(front, weight=front.weight.float(), bias=front.bias.float())
+    rough_second = replace(second, weight=second.weight.float(), bias=second.bias.float())
+
+    def normal(change: Tensor) -> Tensor:
+        moved = torch.where(here.active, rough.convolve(change), 0.0)
+        framed = torch.where(here.checked, rough_second.convolve(moved), 0.0)
+        seen = evidence.equations.determined(moved) + FRAME_WEIGHT * rough_second.convolve_transposed(framed, grid)
+        return rough.convolve_transposed(torch.where(here.active, seen, 0.0), *shape)
+
+    change = _conjugate_gradients(normal, (-slope / size).float(), rough.energy(here.active, *shape), most_steps)
+    for part in (1.0, 0.5, 0.25, 0.1, 0.03):
+        there = _look(evidence, here.features + part * size * change.double())
+        if there.cost < here.cost:
+            return there
+    return None
+
+
+def _conjugate_gradients(
+    normal: Callable[[Tensor], Tensor], right: Float[Tensor, "T F"], diagonal: Float[Tensor, "T F"], steps: int
+) -> Float[Tensor, "T F"]:
+    """Solve normal(x) = right. The diagonal makes up for features at the edges, which few windows see."""
+    solution, residual = torch.zeros_like(right), right
+    direction = scaled = residual / diagonal
+    energy = first = float((residual * scaled).sum())
+    for _ in range(steps):
+        if energy <= 1e-6 * first:
             break
-        along = torch.where(active, front.convolve(direction), 0.0)
-        length = energy / float(along.square().sum())
-        features = features + length * direction
-        misfit = misfit - length * along
-        slope = front.convolve_transposed(misfit, *features.shape)
-        before, energy = energy, float(slope.square().sum())
-        direction = slope + energy / before * direction
-    return features
+        along = normal(direction)
+        length = energy / float((direction * along).sum())
+        solution = solution + length * direction
+        residual = residual - length * along
+        scaled = residual / diagonal
+        before, energy = energy, float((residual * scaled).sum())
+        direction = scaled + energy / before * direction
+    return solution

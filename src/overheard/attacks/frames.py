@@ -95,6 +95,26 @@ def certify_frames(
     return rows, accepted
 
 
+def refit_frames(
+    basis: Float[Tensor, "T C"], coordinates: Float[Tensor, "T T"], zeros: Bool[Tensor, "T C"]
+) -> Float[Tensor, "T T"]:
+    """Frames from their exact zeros: the direction that those units see least; strengths stay.
+
+    Args:
+        basis: orthonormal rows that span the frames.
+        coordinates: of each frame, strength included.
+        zeros: units of each that are zero.
+    """
+    strength = basis.norm(dim=0)
+    columns = basis / strength.clamp(min=1e-5 * float(strength.max()))
+    refitted = []
+    for row, silent in zip(coordinates, zeros, strict=True):
+        seen = columns[:, silent]
+        least = torch.linalg.eigh(seen @ seen.T).eigenvectors[:, 0]
+        refitted.append(least * (least @ row))
+    return torch.stack(refitted)
+
+
 def _cone(basis: Float[Tensor, "T C"], zero_share: float) -> _Cone:
     strength = basis.norm(dim=0)
     kept = strength > 1e-5 * strength.max()

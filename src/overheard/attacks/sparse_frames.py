@@ -9,7 +9,7 @@ same update, and each has a test of its own:
     strength    the same                      the same                        both directions agree
     gradients   dW_ih = Delta' H              linear, now that H is known
     active      db of the second convolution  sums of gradients               the sums close
-    features    dW of the second convolution  linear, then least squares      both meet
+    features    dW of the second convolution  convex, then least squares      both are met
     words       dW of the output layer        `transcript`                    its own
     all         all                           the client's computation again  `certificate`
 
@@ -21,14 +21,16 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from overheard.attacks.active_units import decide_active
+from overheard.attacks.activation_equations import ActivationEquations
+from overheard.attacks.active_units import confirm_active, decide_active
 from overheard.attacks.certificate import certify
-from overheard.attacks.conv_features import ActivationEquations, folded, make_front, solve_features
+from overheard.attacks.conv_features import Evidence, solve_features, start_features
+from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_order import Stopped, Timeline, order_frames
-from overheard.attacks.frames import find_frames
+from overheard.attacks.frames import find_frames, refit_frames
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import layer_matrix, numerical_rank, precision_of
 from overheard.attacks.trajectory import Direction, make_direction
@@ -50,14 +52,16 @@ class SparseFramesConfig:
         zero_share: part of a frame's units that must be exactly zero.
         rounds: searches for frames by volume before the path solves for those that are missing.
         state_tolerance: part of a state outside the span of states up to which a frame fits.
-        most_steps: alternations between the two conditions on the activations, at most.
-        tolerance: relative distance of the two at which features are exact.
+        most_steps: Gauss-Newton steps on the features, at most.
+        attempts: times that features are solved for, with units in doubt decided again in between.
+        tolerance: part of the activations that the update may contradict where features are exact.
     """
 
     zero_share: float = 0.35
     rounds: int = 1
     state_tolerance: float = 1e-3
-    most_steps: int = 60
+    most_steps: int = 40
+    attempts: int = 3
     tolerance: float = 1e-5
 
 
@@ -90,7 +94,7 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
     text, certified = _words(observation, found, progress)
     residual = float(progress.diagnostics["feature_residual"])  # pyright: ignore[reportArgumentType]
     exact = residual <= 100 * config.tolerance
-    reason = None if exact else f"the two conditions on the activations stay {residual:.1e} apart"
+    reason = None if exact else f"the features found contradict {residual:.1e} of the activations that the update tells"
     return Reconstruction(
         attack="sparse_frames",
         features=(found,),
@@ -162,36 +166,90 @@ def _features(
     model: DeepSpeech2,
     update: ClientUpdate,
     matrix: Float[Tensor, "R C"],
-    basis: Float[Tensor, "T_out C"],
+    basis: Float[Tensor, "P C"],
     timeline: Timeline,
     num_frames: int,
     config: SparseFramesConfig,
     progress: _Progress,
 ) -> Float[Tensor, "T F"]:
-    """Features from frames in order, with their strengths."""
-    reached = _frame_gradients(model, matrix, basis, timeline)  # (T_out, C)
-    shape = (model.config.channels, model.config.num_frequencies, len(reached))
-    scale, _ = folded(model, 1)
-    gradients = reached.T.reshape(shape) * scale[:, None, None]
-    bias = update.gradient("convolutions.1.bias")
-    active = decide_active(timeline.frames.T.reshape(shape), gradients, bias, model.config.clip)
-    progress.done("active", units_changed=active.changed, bias_residual=active.residual)
-    front = make_front(model)
+    """Features from frames in order, with their strengths.
+
+    Where some units were taken for active wrongly, the features come near the truth but do not fit; what they predict
+    then tells those units apart, the zeros tell the frames more exactly, and the features are solved for again.
+    """
+    shape = (model.config.channels, model.config.num_frequencies, len(basis))
     num_features = model.front_end.num_features
-    grid = front.convolve(front.weight.new_zeros(num_frames, num_features)).shape
-    weight = update.gradient("convolutions.1.weight")
-    equations = ActivationEquations(front, gradients * active.active, weight, (grid[1], grid[2]))
-    solved = solve_features(front, equations, num_frames, num_features, config.most_steps, config.tolerance)
-    progress.done("features", feature_residual=solved.residual, feature_steps=solved.steps)
-    features = solved.features
+    coordinates, active, features = timeline.coordinates, None, None
+    for attempt in range(1, config.attempts + 1):
+        frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
+        if active is None or features is None:
+            decided = decide_active(frames, gradients, update.gradient("convolutions.1.bias"), model.config.clip)
+            active = decided.active
+            progress.done("active", units_changed=decided.changed, bias_residual=decided.residual)
+        evidence = _evidence(model, update, frames, gradients, active, num_frames)
+        if features is None:
+            features = start_features(evidence, num_frames, num_features)
+        solved = solve_features(evidence, features, config.most_steps, config.tolerance)
+        features = solved.features
+        progress.done(
+            "features" if attempt == 1 else f"features {attempt}",
+            feature_residual=solved.residual,
+            frame_residual=solved.frame_residual,
+            feature_steps=solved.steps,
+            attempts=attempt,
+        )
+        if solved.residual <= 10 * config.tolerance:
+            break
+        confirmed = confirm_active(active, frames, evidence.predict(features))
+        if torch.equal(confirmed, active):
+            break
+        active = confirmed
+        silent = ~active & (frames < 0.5 * model.config.clip)
+        coordinates = refit_frames(basis, coordinates, silent.flatten(0, 1).T)
+    assert features is not None
     # The longest utterance with so many output frames was assumed; what it has too much came out as the padding.
     scale_of_all = float(features.square().mean().sqrt())
     while (
-        model.config.output_length(len(features) - 1) == len(reached)
+        model.config.output_length(len(features) - 1) == len(basis)
         and float(features[-1].square().mean().sqrt()) < 1e-2 * scale_of_all
     ):
         features = features[:-1]
     return features
+
+
+def _frames_and_gradients(
+    model: DeepSpeech2,
+    matrix: Float[Tensor, "R C"],
+    basis: Float[Tensor, "P C"],
+    coordinates: Float[Tensor, "P P"],
+    shape: tuple[int, int, int],
+) -> tuple[Float[Tensor, "O J P"], Float[Tensor, "O J P"]]:
+    """H, and the gradient that each unit passes on to the convolution if it is active.
+
+    Delta' A R = dW_ih is solved for Delta, and W_ih' delta_t is the gradient by frame t.
+    """
+    delta = torch.linalg.solve(coordinates, matrix @ basis.T, left=False)  # (R, P)
+    layer = model.recurrences[0]
+    weights = torch.cat([layer.weight_ih_l0, layer.weight_ih_l0_reverse]).detach().double()  # pyright: ignore
+    scale, _ = folded(model, 1)
+    reached = (weights.T @ delta).reshape(shape)
+    return (coordinates @ basis).T.reshape(shape), reached * scale[:, None, None]
+
+
+def _evidence(
+    model: DeepSpeech2,
+    update: ClientUpdate,
+    frames: Float[Tensor, "O J P"],
+    gradients: Float[Tensor, "O J P"],
+    active: Bool[Tensor, "O J P"],
+    num_frames: int,
+) -> Evidence:
+    front = make_front(model)
+    grid = front.convolve(front.weight.new_zeros(num_frames, model.front_end.num_features)).shape
+    weight = update.gradient("convolutions.1.weight")
+    equations = ActivationEquations(front, gradients * active, weight, (grid[1], grid[2]))
+    known = torch.where(active | (frames >= 0.5 * model.config.clip), frames, 0.0)
+    return Evidence(front, make_second(model), equations, known, active)
 
 
 def _input_frames(model: DeepSpeech2, count: int, known: tuple[int, ...] | None) -> int | None:
@@ -221,16 +279,6 @@ def _directions(model: DeepSpeech2, update: ClientUpdate, precision: float) -> t
         rank = numerical_rank(recurrent, precision).rank
         made.append(make_direction(model.recurrences[0], suffix, recurrent, rank))  # pyright: ignore
     return made[0], made[1]
-
-
-def _frame_gradients(
-    model: DeepSpeech2, matrix: Float[Tensor, "R C"], basis: Float[Tensor, "T C"], timeline: Timeline
-) -> Float[Tensor, "T C"]:
-    """Gradient of the loss by each frame: W_ih' delta_t, with Delta' A R = dW_ih solved for Delta."""
-    delta = torch.linalg.solve(timeline.coordinates, matrix @ basis.T, left=False)  # (R, T)
-    layer = model.recurrences[0]
-    weights = torch.cat([layer.weight_ih_l0, layer.weight_ih_l0_reverse]).detach().double()  # pyright: ignore
-    return delta.T @ weights
 
 
 def _words(

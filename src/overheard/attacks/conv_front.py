@@ -1,0 +1,115 @@
+"""DeepSpeech 2's two convolutions in evaluation mode, with their norms folded in, and the adjoints of both."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from overheard.recognition.deepspeech2 import KERNELS, STRIDES, DeepSpeech2
+from overheard.recognition.normalisation import MaskedBatchNorm
+
+
+@dataclass(frozen=True)
+class Front:
+    """The first convolution with its norm folded in, and the geometry of both.
+
+    Attributes:
+        weight: (C, 1, k_f, k_t).
+        bias: (C,).
+        clip: where rectifiers saturate.
+        padding: of each convolution, (frequency, time).
+    """
+
+    weight: Float[Tensor, "C 1 KF KT"]
+    bias: Float[Tensor, " C"]
+    clip: float
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+    def convolve(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "C K U"]:
+        """W_1 * x, without the bias."""
+        # A transposed view of one channel passes for channels-last and takes a path that is many times slower.
+        image = features.T.contiguous()[None, None]
+        return functional.conv2d(image, self.weight, None, STRIDES[0], self.padding[0])[0]
+
+    def convolve_transposed(
+        self, values: Float[Tensor, "C K U"], num_frames: int, num_features: int
+    ) -> Float[Tensor, "T F"]:
+        """The adjoint of `convolve`."""
+        beyond = _unreached((num_features, num_frames), values.shape[1:], 0, self.padding[0])
+        spread = functional.conv_transpose2d(
+            values[None], self.weight, None, STRIDES[0], self.padding[0], output_padding=beyond
+        )
+        return spread[0, 0].T
+
+    def energy(self, active: Bool[Tensor, "C K U"], num_frames: int, num_features: int) -> Float[Tensor, "T F"]:
+        """Sum of the squared weights through which each feature reaches active units; at least a thousandth of most."""
+        squared = replace(self, weight=self.weight.square())
+        energy = squared.convolve_transposed(active.to(self.weight), num_frames, num_features)
+        return energy.clamp(min=1e-3 * float(energy.max()))
+
+    def pre_activations(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "C K U"]:
+        """What the first rectifier is given."""
+        return self.convolve(features) + self.bias[:, None, None]
+
+
+@dataclass(frozen=True)
+class Second:
+    """The second convolution with its norm folded in.
+
+    Attributes:
+        weight: (O, I, k_f, k_t).
+        bias: (O,).
+        padding: (frequency, time).
+    """
+
+    weight: Float[Tensor, "O I KF KT"]
+    bias: Float[Tensor, " O"]
+    padding: tuple[int, int]
+
+    def convolve(self, activations: Float[Tensor, "I K U"]) -> Float[Tensor, "O J P"]:
+        """W_2 * z, without the bias."""
+        return functional.conv2d(activations[None], self.weight, None, STRIDES[1], self.padding)[0]
+
+    def convolve_transposed(self, values: Float[Tensor, "O J P"], shape: tuple[int, int]) -> Float[Tensor, "I K U"]:
+        """The adjoint of `convolve`, for activations of a (K, U) shape."""
+        beyond = _unreached(shape, values.shape[1:], 1, self.padding)
+        spread = functional.conv_transpose2d(
+            values[None], self.weight, None, STRIDES[1], self.padding, output_padding=beyond
+        )
+        return spread[0]
+
+
+def _unreached(
+    shape: tuple[int, int], count: tuple[int, ...] | torch.Size, layer: int, padding: tuple[int, int]
+) -> list[int]:
+    """Rows and columns behind the last window, which a transposed convolution has to be told of."""
+    return [
+        size + 2 * pad - kernel - (number - 1) * stride
+        for size, pad, kernel, number, stride in zip(shape, padding, KERNELS[layer], count, STRIDES[layer], strict=True)
+    ]
+
+
+def folded(model: DeepSpeech2, layer: int) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """Scale and shift that a convolution's batch norm applies in evaluation mode, float64."""
+    norm = model.convolution_norms[layer]
+    assert isinstance(norm, MaskedBatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
+
+
+def make_front(model: DeepSpeech2) -> Front:
+    """The first layer of a model in evaluation mode."""
+    scale, shift = folded(model, 0)
+    weight, bias = (model.get_parameter(f"convolutions.0.{name}").detach().double() for name in ("weight", "bias"))
+    return Front(weight * scale[:, None, None, None], bias * scale + shift, model.config.clip, model.config.padding)
+
+
+def make_second(model: DeepSpeech2) -> Second:
+    """The second layer of a model in evaluation mode."""
+    scale, shift = folded(model, 1)
+    weight, bias = (model.get_parameter(f"convolutions.1.{name}").detach().double() for name in ("weight", "bias"))
+    return Second(weight * scale[:, None, None, None], bias * scale + shift, model.config.padding[1])
