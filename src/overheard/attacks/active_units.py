@@ -16,6 +16,9 @@ from torch import Tensor
 SURE = 25.0
 """Multiples of its rounding above which a unit is first taken for active."""
 
+DOUBT = (4.0, 1000.0)
+"""Multiples of its rounding between which a unit's prediction may reverse the decision."""
+
 MOST_DOUBTFUL = (60, 30, 12)
 """Units nearest to that bound from which one, two or three changes are drawn, in each channel."""
 
@@ -113,15 +116,18 @@ def _close(
 def confirm_active(
     active: Bool[Tensor, "C K T"], units: Float[Tensor, "C K T"], predicted: Float[Tensor, "C K T"]
 ) -> Bool[Tensor, "C K T"]:
-    """Decide units near zero again, by what the features found predict for them.
+    """Decide units in doubt again, by what the features found predict for them.
+
+    A unit that is off comes out as far below zero as units go; one that is on comes out at its own small value. What is
+    clearly zero stays so: among so many zeros some are predicted near zero by chance.
 
     Args:
         active: as decided before.
         units: values behind the rectifier, rounding included.
-        predicted: values in front of the rectifier, of features that are right but for wrong units' influence.
+        predicted: values in front of the rectifier, of features that are near the truth.
     """
     error = (predicted - units)[active].abs()
-    # A unit that is off comes out as far below zero as units go; one that is on comes out at its own small value.
     bound = 5 * float(error.median()) if len(error) else 0.0
-    small = units.abs() < 1e-3 * float(units.max())
-    return torch.where(small, (predicted - units.clamp(min=0.0)).abs() < bound, active)
+    size = units / rounding_of(units)
+    doubtful = (size > DOUBT[0]) & (size < DOUBT[1])
+    return torch.where(doubtful, (predicted - units).abs() < bound, active)

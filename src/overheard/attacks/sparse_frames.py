@@ -179,34 +179,35 @@ def _features(
     """
     shape = (model.config.channels, model.config.num_frequencies, len(basis))
     num_features = model.front_end.num_features
-    coordinates, active, features = timeline.coordinates, None, None
-    for attempt in range(1, config.attempts + 1):
-        frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
-        if active is None or features is None:
-            decided = decide_active(frames, gradients, update.gradient("convolutions.1.bias"), model.config.clip)
-            active = decided.active
-            progress.done("active", units_changed=decided.changed, bias_residual=decided.residual)
-        evidence = _evidence(model, update, frames, gradients, active, num_frames)
-        if features is None:
-            features = start_features(evidence, num_frames, num_features)
-        solved = solve_features(evidence, features, config.most_steps, config.tolerance)
-        features = solved.features
-        progress.done(
-            "features" if attempt == 1 else f"features {attempt}",
-            feature_residual=solved.residual,
-            frame_residual=solved.frame_residual,
-            feature_steps=solved.steps,
-            attempts=attempt,
-        )
-        if solved.residual <= 10 * config.tolerance:
-            break
-        confirmed = confirm_active(active, frames, evidence.predict(features))
-        if torch.equal(confirmed, active):
-            break
-        active = confirmed
-        silent = ~active & (frames < 0.5 * model.config.clip)
+    coordinates = timeline.coordinates
+    frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
+    decided = decide_active(frames, gradients, update.gradient("convolutions.1.bias"), model.config.clip)
+    active = decided.active
+    progress.done("active", units_changed=decided.changed, bias_residual=decided.residual)
+    evidence = _evidence(model, update, frames, gradients, active, num_frames)
+    start = start_features(evidence, num_frames, num_features)
+    best = solve_features(evidence, start, config.most_steps, config.tolerance)
+    progress.done("features")
+    attempts = 1
+    while attempts < config.attempts and best.residual > 10 * config.tolerance:
+        confirmed = confirm_active(active, frames, evidence.predict(best.features))
+        silent = ~confirmed & (frames < 0.5 * model.config.clip)
         coordinates = refit_frames(basis, coordinates, silent.flatten(0, 1).T)
-    assert features is not None
+        frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
+        evidence = _evidence(model, update, frames, gradients, confirmed, num_frames)
+        solved = solve_features(evidence, best.features, config.most_steps, config.tolerance)
+        attempts += 1
+        progress.done(f"features {attempts}", units_confirmed=int((confirmed != active).sum()))
+        if solved.residual > 0.9 * best.residual:
+            break
+        best, active = solved, confirmed
+    progress.diagnostics |= {
+        "feature_residual": best.residual,
+        "frame_residual": best.frame_residual,
+        "feature_steps": best.steps,
+        "attempts": attempts,
+    }
+    features = best.features
     # The longest utterance with so many output frames was assumed; what it has too much came out as the padding.
     scale_of_all = float(features.square().mean().sqrt())
     while (
