@@ -32,6 +32,12 @@ SPECS = {
         padding=((20, 5), (10, 5)),
         cell="tanh",
     ),
+    "transformer": model_spec(
+        "transformer", channels=20, hidden_size=24, num_layers=2, num_heads=3, feedforward_size=32
+    ),
+    "transformer-every-frame": model_spec(
+        "transformer", kernel=1, stride=1, channels=9, hidden_size=8, num_layers=1, num_heads=1, feedforward_size=8
+    ),
 }
 
 
@@ -194,6 +200,28 @@ def test_dropout_in_training_alone() -> None:
     torch.testing.assert_close(model.eval()(*inputs)[0], build_model(plain).eval()(*inputs)[0], atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+def test_transformer_output_length_is_that_of_its_convolution(stride: int) -> None:
+    sizes = {"channels": 4, "hidden_size": 4, "num_layers": 1, "num_heads": 1, "feedforward_size": 4}
+    model: Any = build_model(model_spec("transformer", kernel=7, stride=stride, **sizes)).eval()
+    for frames in range(1, 20):
+        logits, lengths = model(*speech(model, [frames], frames))
+        assert len(logits) == lengths[0] == -(-frames // stride)
+
+
+def test_a_transformer_tells_where_it_is() -> None:
+    model = build_model(SPECS["transformer"]).eval()
+    logits, _ = model(torch.ones(90, 1, 80), torch.tensor([90]))
+    middle = logits[5:-5, 0]
+    assert (middle[1:] - middle[:-1]).norm(dim=1).min() > 1e-4, "equal frames, equal logits: no positions"
+
+
+def test_a_transformers_layers_start_with_weights_of_their_own() -> None:
+    model = build_model(SPECS["transformer"])
+    first, second = (model.get_parameter(f"encoder.layers.{index}.linear1.weight") for index in range(2))
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize(("frames", "expected"), [(10, 0), (11, 1), (12, 1), (13, 2), (79, 35), (1000, 495), (1, 0)])
 def test_deepspeech2_output_length(frames: int, expected: int) -> None:
     model: Any = build_model(SPECS["deepspeech2"])
@@ -248,7 +276,7 @@ def test_one_output_frame_cannot_train_batch_norm() -> None:
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("deepspeech3", {}, r"model: 'deepspeech3'; choose one of deepspeech1, deepspeech2"),
+        ("deepspeech3", {}, r"model: 'deepspeech3'; choose one of deepspeech1, deepspeech2, transformer"),
         ("deepspeech1", {"units": 3}, r"deepspeech1: unknown setting 'units'; choose from front_end, context"),
         ("deepspeech1", {"context": -1}, r"context: -1; give a whole number from 0"),
         ("deepspeech1", {"hidden_size": 0}, r"hidden_size: 0; give a whole number from 1"),
@@ -269,6 +297,11 @@ def test_one_output_frame_cannot_train_batch_norm() -> None:
         ("deepspeech2", {"padding": 3}, r"padding: 3; give a list of 2"),
         ("deepspeech2", {"padding": [[0, 10], [0, 11]]}, r"padding: 11; give a whole number from 0 to 10"),
         ("deepspeech2", {"front_end": LOG_MEL_80}, r"front_end: 80 features per frame; raise padding"),
+        ("transformer", {"kernel": 6}, r"kernel: 6; give an odd number"),
+        ("transformer", {"stride": 8}, r"stride: 8; give a whole number from 1 to 7"),
+        ("transformer", {"num_heads": 3}, r"num_heads: 3 for a width of 512; give a divisor"),
+        ("transformer", {"num_layers": 0}, r"num_layers: 0"),
+        ("transformer", {"dropout": 1.5}, r"dropout: 1.5; give a share"),
     ],
 )
 def test_wrong_configurations_are_refused(name: str, config: dict[str, Any], message: str) -> None:

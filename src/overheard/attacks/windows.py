@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-PROBE_FRAMES = (61, 62, 67)
+PROBE_FRAMES = (61, 62, 63, 67)
 """Lengths of the probes: several, so that zero padding behind the last frame shows in the number of positions."""
 
 

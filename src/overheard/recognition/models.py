@@ -11,10 +11,12 @@ from overheard.errors import InputError
 from overheard.recognition.configuration import check_whole, config_from_json, config_to_json
 from overheard.recognition.deepspeech1 import DeepSpeech1, DeepSpeech1Config
 from overheard.recognition.deepspeech2 import DeepSpeech2, DeepSpeech2Config
+from overheard.recognition.transformer import Transformer, TransformerConfig
 
 MODELS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "deepspeech1": (DeepSpeech1, DeepSpeech1Config),
     "deepspeech2": (DeepSpeech2, DeepSpeech2Config),
+    "transformer": (Transformer, TransformerConfig),
 }
 """Class and configuration class; the class is called with a configuration and a seed."""
 

@@ -8,7 +8,7 @@ NO_BREAK = "\u00a0"
 MINUS = "\u2212"
 TIMES = "\u00d7"
 ABSENT = "\u2013"
-TITLES = {"deepspeech1": "DeepSpeech 1", "deepspeech2": "DeepSpeech 2"}
+TITLES = {"deepspeech1": "DeepSpeech 1", "deepspeech2": "DeepSpeech 2", "transformer": "Transformer-CTC"}
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
