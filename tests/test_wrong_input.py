@@ -111,6 +111,11 @@ CASES = {
         lambda place: None, [*ATTACK, "--model", TINY.replace("8", "9")], "the model's has (9"),
     "update of other weights": (
         lambda place: None, [*ATTACK, "--model", TINY[:-1] + ', "seed": 1}'], "it was computed from other weights"),
+    "unknown setting": (
+        lambda place: None, [*ATTACK, "--attack", "span", "--settings", "steps=3"], "unknown setting 'steps'"),
+    "setting without a value": (lambda place: None, [*ATTACK, "--settings", "steps"], "give NAME=VALUE"),
+    "setting of the wrong type": (
+        lambda place: None, [*ATTACK, "--attack", "matching", "--settings", "iterations=many"], "give a whole number"),
     "unknown attack": (lambda place: None, [*ATTACK, "--attack", "magic"], "choose one of auto, span"),
     "more prior knowledge than utterances": (
         lambda place: None, [*ATTACK, "--known-frames", "3", "4"], "known-frames: 2 given"),

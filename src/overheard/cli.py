@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
 from overheard import __version__, cli_training
 from overheard.errors import InputError
-from overheard.options import DEFAULT_THREADS, Choice, Client, Machine, client_settings, selection_of
+from overheard.options import DEFAULT_THREADS, Choice, Client, Machine, attack_options, client_settings, selection_of
 
 
 def demo(*, out: Path = Path("demo"), seed: int = 0, threads: int = DEFAULT_THREADS) -> None:
@@ -151,6 +151,7 @@ def attack(
     model: str | None = None,
     known_transcript: tuple[str, ...] = (),
     known_frames: tuple[int, ...] = (),
+    settings: tuple[str, ...] = (),
     machine: OmitArgPrefixes[Machine] = Machine(),
 ) -> None:
     """Recover speech from an update. Sees the update and the public model, nothing else.
@@ -165,6 +166,7 @@ def attack(
         model: the public model, where the update does not name one that can be built
         known_transcript: declared prior knowledge: what each utterance says
         known_frames: declared prior knowledge: input frames of each utterance
+        settings: of the attack, as NAME=VALUE: iterations=200 schedule.learning_rate=0.1 iterates=FOLDER
     """
     from overheard.commands import exchange
 
@@ -176,6 +178,7 @@ def attack(
         model,
         known_transcript,
         known_frames,
+        attack_options(settings),
         machine.seed,
         machine.device,
         machine.threads,
@@ -185,10 +188,13 @@ def attack(
 def score(reconstruction: Positional[Path], truth: Positional[Path]) -> None:
     """Compare a reconstruction with the truth; prints one JSON record for each utterance.
 
+    For a folder of iterates, one for each of them: how near a run of gradient matching came, iteration by iteration,
+    with the curve as curve.png and curve.pdf in the folder.
+
     Example: overheard score rec.safetensors truth.safetensors
 
     Args:
-        reconstruction: file that overheard attack wrote
+        reconstruction: file that overheard attack wrote, or the folder named by its setting iterates
         truth: file that overheard share --truth wrote
     """
     from overheard.commands import exchange
@@ -204,6 +210,7 @@ def audit(
     attack: str = "auto",
     until: Literal["features", "words", "certificate"] = "words",
     known: tuple[Literal["transcript", "length"], ...] = (),
+    settings: tuple[str, ...] = (),
     examples: int = 4,
     choice: OmitArgPrefixes[Choice] = Choice(),
     client: OmitArgPrefixes[Client] = Client(),
@@ -222,6 +229,7 @@ def audit(
         attack: by name, or auto for each in turn
         until: how far to go: features, then words, then a certificate by running the client again
         known: what the attacker is declared to know beforehand
+        settings: of the attack, as NAME=VALUE
         examples: so many utterances, the first ones, keep their signals for the page
     """
     from overheard.audit.runner import AuditPlan
@@ -233,6 +241,7 @@ def audit(
         models=model,
         client=client_settings(client),
         attack=attack,
+        options=attack_options(settings),
         until=until,
         known=known,
         examples=examples,

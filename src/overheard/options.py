@@ -1,8 +1,11 @@
 """Flags that mean the same in every command."""
 
+import json
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from overheard.errors import InputError
 
 if TYPE_CHECKING:
     from overheard.federation.client import ClientSettings
@@ -84,3 +87,32 @@ def client_settings(client: Client) -> "ClientSettings":
     from overheard.federation.client import ClientSettings
 
     return ClientSettings(client.kind, client.mode, client.local_steps, client.learning_rate)
+
+
+def attack_options(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of an attack from NAME=VALUE: ("schedule.learning_rate=0.1",) -> {"schedule": {"learning_rate": 0.1}}.
+
+    A value is read as JSON where it is JSON, otherwise as text.
+
+    Raises:
+        InputError: no name, or a name that stands for a value and for a group of settings at once.
+    """
+    options: dict[str, Any] = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        *groups, name = path.split(".")
+        if not equals or not all([*groups, name]):
+            raise InputError("settings", repr(setting), "give NAME=VALUE, such as iterations=200")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        target = options
+        for group in groups:
+            target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise InputError("settings", repr(setting), f"{group} has a value already; give one of the two")
+        if name in target:
+            raise InputError("settings", repr(setting), "give each setting once")
+        target[name] = value
+    return options

@@ -66,7 +66,7 @@ def test_auto_takes_the_first_that_brings_something_back() -> None:
     ("name", "options", "message"),
     [
         ("spam", {}, "choose one of auto, span"),
-        ("span", {"tolerence": 1.0}, "it has neighbours, tolerance"),
+        ("span", {"tolerence": 1.0}, "unknown setting 'tolerence'; choose from neighbours, tolerance"),
         (AUTO, {"tolerance": 1.0}, "settings without an attack"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from builders import batch_of, small_deepspeech1
+from overheard.attacks.observation import load_reconstruction
 from overheard.cli import main
 from overheard.federation.client import ClientSettings, client_update
 from overheard.recognition.weights import weights_fingerprint
@@ -128,3 +129,30 @@ def test_every_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Example" in capsys.readouterr().out
     main(["--version"])
     assert capsys.readouterr().out.startswith("overheard 0.")
+
+
+def test_a_matching_run_is_set_up_by_flags_and_scored_iterate_by_iterate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tensors(tmp_path / "batch.safetensors", batch_of(20).tensors(), {})
+    share = ["share", "--batch", "batch.safetensors", "--model", MODEL, "--threads", "1"]
+    main([*share, "--out", "u.safetensors", "--truth", "t.safetensors"])
+    settings = [
+        "iterations=4",
+        "iterates=way",
+        "iterates_every=2",
+        "schedule.learning_rate=0.05",
+        'parameters=["output"]',
+    ]
+    attack = ["attack", "u.safetensors", "--attack", "matching", "--until", "features", "--known-frames", "20"]
+    main([*attack, "--settings", *settings, "--out", "r.safetensors", "--threads", "1"])
+    found = load_reconstruction(Path("r.safetensors"))
+    assert found.settings["schedule"]["learning_rate"] == 0.05
+    assert found.settings["parameters"] == ["output"]
+    capsys.readouterr()
+    main(["score", "way", "t.safetensors"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["iteration"] for row in rows] == [2, 4]
+    assert all(row["mae"] > 0 for row in rows)
+    assert Path("way/curve.png").stat().st_size > 1000 < Path("way/curve.pdf").stat().st_size

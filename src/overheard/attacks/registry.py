@@ -12,6 +12,7 @@ from overheard.attacks.rank import rank_scan
 from overheard.errors import InputError
 from overheard.federation.update import check_fits
 from overheard.metering import metered
+from overheard.recognition.configuration import config_from_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def run_attack(
         for each in [key for key, row in ATTACKS.items() if row.in_auto] if name == AUTO else [name]:
             attack = ATTACKS[each]
             generator = torch.Generator(device).manual_seed(seed)
-            found = attack.run(observation, _configure(each, attack, options or {}), generator=generator)
+            config = config_from_json(attack.config, options or {}, f"settings of attack {each}")
+            found = attack.run(observation, config, generator=generator)
             tried[each] = found.reason
             if found.features:
                 break
@@ -90,11 +92,3 @@ def run_attack(
         seconds=meter.seconds,
         peak_mb=meter.peak_mb,
     )
-
-
-def _configure(name: str, attack: Attack, options: dict[str, Any]) -> Any:
-    known = attack.config.__dataclass_fields__
-    for key in options:
-        if key not in known:
-            raise InputError(f"setting {key!r} of attack {name}", "unknown", f"it has {', '.join(known)}")
-    return attack.config(**options)

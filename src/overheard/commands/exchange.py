@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -11,6 +12,7 @@ from rich.table import Table
 from overheard.attacks.complete import Until, attack_until
 from overheard.attacks.observation import Observation, Prior, load_reconstruction
 from overheard.attacks.rank import LayerRank, rank_scan
+from overheard.audit.curves import error_curve
 from overheard.audit.steps import make_batch, model_name, public_model, read_batch, score, share
 from overheard.commands.machine import set_up
 from overheard.errors import InputError
@@ -18,6 +20,7 @@ from overheard.federation.client import ClientSettings
 from overheard.federation.update import load_update
 from overheard.metrics.truth import load_truth
 from overheard.recognition.weights import resolve_model, weights_fingerprint
+from overheard.report.error_curve import draw_error_curve
 from overheard.speech.corpus import Selection, load_corpus, load_utterance, select
 
 RANK = "rank"
@@ -66,6 +69,7 @@ def attack_update(
     model: str | None,
     transcripts: tuple[str, ...],
     num_frames: tuple[int, ...],
+    options: dict[str, Any],
     seed: int,
     device: str,
     threads: int,
@@ -90,7 +94,7 @@ def attack_update(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task(f"attack {attack}")
-        found = attack_until(observation, attack, seed=seed, until=until)
+        found = attack_until(observation, attack, options, seed, until)
     found.save(out)
     if not found.features:
         raise InputError(str(update), f"nothing came back ({found.reason})", f"see the diagnostics in {out}")
@@ -102,7 +106,13 @@ def attack_update(
 
 
 def score_files(reconstruction: Path, truth: Path) -> None:
-    """Print one JSON record for each true utterance."""
+    """Print one JSON record for each true utterance, or for each iterate of a folder, whose curve is drawn too."""
+    if reconstruction.is_dir():
+        points = error_curve(reconstruction, load_truth(truth))
+        for point in points:
+            print(json.dumps(asdict(point)))
+        draw_error_curve(points, reconstruction)
+        return
     for record in score(load_reconstruction(reconstruction), load_truth(truth)):
         print(json.dumps(asdict(record), ensure_ascii=False))
 

@@ -6,7 +6,8 @@ an upper limit: none may cost memory or time before it is compared with the tens
 
 import math
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from overheard.errors import InputError
 from overheard.speech.features import FrontEndConfig
@@ -80,6 +81,14 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if origin is Literal:
         check_choice(name, value, arguments)
         return value
+    if origin is UnionType or origin is Union:
+        if value is None and NoneType in arguments:
+            return None
+        return _typed(name, value, next(kind for kind in arguments if kind is not NoneType))
+    if origin is tuple and arguments[1:] == (Ellipsis,):
+        if not isinstance(value, list | tuple):
+            raise InputError(name, _shown(value), "give a list")
+        return tuple(_typed(name, inner, arguments[0]) for inner in value)
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise InputError(name, _shown(value), f"give a list of {len(arguments)}")
@@ -90,7 +99,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return float(value)
     kind: type = origin or hint
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        wanted = {int: "a whole number", float: "a number", str: "text", dict: "an object"}[kind]
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object"}[kind]
         raise InputError(name, _shown(value), f"give {wanted}")
     return value
 
