@@ -13,7 +13,7 @@ LAYERS = {
     "metering": {"errors"},
     "speech": {"errors", "storage"},
     "recognition": {"errors", "storage", "speech"},
-    "federation": {"errors", "storage", "speech", "recognition"},
+    "federation": {"errors", "storage", "speech", "recognition", "metrics", "training"},
     "attacks": {"errors", "storage", "metering", "speech", "recognition", "federation"},
     "metrics": {"errors", "storage", "speech"},
     "training": {"errors", "storage", "metering", "speech", "recognition", "metrics"},
@@ -27,7 +27,7 @@ LAYERS = {
         "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "training",
         "audit", "report", "benchmarks",
     },
-    "options": {"speech", "federation"},
+    "options": {"errors", "speech", "federation"},
     "cli_training": {"errors", "commands", "options", "recognition", "training", "benchmarks"},
     "cli": {"errors", "commands", "options", "cli_training", "speech", "federation", "audit"},
 }  # fmt: skip
