@@ -40,6 +40,27 @@ def test_certifies_features_that_are_right_to_their_precision(seed: int) -> None
     assert certify(model, update, near, [TEXT], precision=1e-5).certified is True
 
 
+def test_a_unit_that_switches_is_no_difference_and_excuses_nothing() -> None:
+    """A unit that rounding puts on the other side of zero changes the first layer's update, not the rest's."""
+    model, (matrix,) = tiny_deepspeech1(), noise_features([FRAMES])
+    weight, bias = (model.get_parameter(f"input_layers.0.{name}") for name in ("weight", "bias"))
+    window = torch.nn.functional.pad(matrix, (0, 0, 2, 2))[10:15].flatten()
+    with torch.no_grad():
+        bias[3] = 2e-7 - weight[3] @ window  # a positive number that features right to 1e-6 do not fix the sign of
+    update = shared(model, [matrix], [TEXT])
+    direction = weight[3].detach().view(5, -1)
+    near = matrix.clone()
+    near[10:13] -= 3e-6 * (direction / direction.square().sum())[2:]
+    found = certify(model, update, [near], [TEXT], precision=1e-6)
+    assert found.certified is True, found.reason
+    assert found.per_tensor["input_layers.0.weight"] > 10 * found.per_tensor["output.weight"]
+    wrong = matrix.clone()
+    wrong[11] *= 1.001
+    found = certify(model, update, [wrong], [TEXT], precision=1e-6)
+    assert found.certified is False
+    assert found.per_tensor["output.weight"] > found.per_tensor_floor["output.weight"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("stored", [False, True], ids=["half", "half in float32"])
 def test_grants_half_precision_its_steps(dtype: torch.dtype, stored: bool) -> None:

@@ -42,6 +42,16 @@ def test_the_predicted_error_bounds_the_true_one() -> None:
     assert predicted < 1e3 * error, "a bound that says nothing"
 
 
+@pytest.mark.parametrize("num_frames", [20, 80, 100])
+def test_the_likely_error_is_about_the_true_one(num_frames: int) -> None:
+    batch = batch_of(num_frames)
+    found = run(observe(small_deepspeech1(), batch))
+    scale = batch.features.square().mean().sqrt()
+    error = float((found.features[0] - batch.features[:, 0]).square().mean().sqrt() / scale)
+    (likely,) = found.diagnostics["likely_errors"]
+    assert error / 3 < likely < 10 * error
+
+
 def test_a_delta_gives_the_same_as_a_gradient() -> None:
     batch = batch_of(40)
     settings = ClientSettings(kind="delta", local_steps=1, learning_rate=0.1)

@@ -10,12 +10,14 @@ as in `transcript`, with a floor from rounding and a gap to the nearest other te
 that follow when the observed rounding of CTC is put into the output's gradient and run backwards through the model?
 A Wiener filter takes as much of it from the update as is known better than the size that float32 gives it.
 
-How much the second difference may be is found by running too. The client's run and ours are each as far from the
-rounding-free update as runs can be from each other, so its **floor** is twice the largest distance among updates of
-the same candidate with its features moved by their stated precision and the output's gradient by what is unknown of
-it, cast to the number format in which the update came: this holds float32 sums, units that switch at zero, the
-subtraction behind a delta, and the steps of half precision. The **tolerance** that a certificate states is the error
-of the features, relative to their root mean square, that would explain the difference.
+How much the second difference may be is found by running too. A second run has the features moved by their stated
+precision, the output's gradient by what is unknown of it, and every rectifier switched whose side that precision leaves
+open (`switched_kinks`); its update is cast to the number format in which the observed one came. Each tensor's **floor**
+is four times the distance between the two runs in that tensor, and what float32 sums and a few numbers that round the
+other way add. Tensors are judged one by one: those behind the last rectifier agree to a few parts in ten million, and
+are not excused by those before it, where a single unit that switches makes a thousand times as much. The **tolerance**
+that a certificate states is the error of the features, relative to their root mean square, that would explain the
+difference.
 
 After several local steps CTC's rounding cannot be told apart. The update is then compared as it stands, with a floor
 not below the spacing of float32 numbers of the loss's size, relative to one, and the text's gap found by running the
@@ -33,23 +35,37 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from overheard.attacks.output_layer import (
+    FLOAT32,
     OutputRun,
     frame_evidence,
     in_mode,
     output_gradient,
     relative_rounding,
-    run_output_layer,
-    stored_format,
 )
+from overheard.attacks.resimulation import (
+    TracedRun,
+    backwards,
+    batch_for,
+    distance,
+    relative_distance,
+    simulate,
+    size,
+    trace,
+)
+from overheard.attacks.switched_kinks import switched_kinks, watched_kinks
 from overheard.attacks.text_search import Text, occupancies
-from overheard.attacks.transcript import TextEvidence, judge_texts, rounding_of_sums
-from overheard.federation.client import ClientSettings, client_update, recognition_loss
+from overheard.attacks.transcript import judge_texts, rounding_of_sums
+from overheard.federation.client import recognition_loss
 from overheard.federation.update import ClientUpdate
 from overheard.speech.alphabet import minimum_frames
-from overheard.speech.batching import Batch, collate
 
-FLOAT32 = torch.finfo(torch.float32).eps
 EDITS_AT_ONCE = 64
+
+SPREADS = 4.0
+"""How many times the distance between two runs of one candidate the observed update may be from them."""
+
+ROUNDED_OTHERWISE = 8
+"""Numbers of a tensor that may round to the other side although none did between the two runs."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +76,14 @@ class Certificate:
         certified: None where the client's computation cannot be run again; see `reason`.
         relative_difference: |re-simulated - observed| / |observed| over all tensors, CTC's own rounding taken out
             where it can be told; None where a text already fails.
-        floor: what rounding and the features' stated precision make of it.
+        floor: what rounding and the features' stated precision make of it, over all tensors.
         text_residual: of the text that fits worst; in relative difference after several local steps.
         text_floor: what rounding makes of a right text's residual.
         text_gap: residual that the nearest other text would leave.
         tolerance: error of the features, relative to their root mean square, that would explain the difference.
         precision: the error that the candidate was granted.
         per_tensor: relative difference of each tensor.
+        per_tensor_floor: of each; a certificate needs every difference to be within.
         reason: why it is not certified; None when it is.
     """
 
@@ -79,6 +96,7 @@ class Certificate:
     tolerance: float | None = None
     precision: float | None = None
     per_tensor: dict[str, float] = field(default_factory=dict)
+    per_tensor_floor: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
 
 
@@ -111,8 +129,8 @@ def certify(
     features: Sequence[Float[Tensor, "_ F"]],
     transcripts: Sequence[str | None],
     precision: float = FLOAT32,
-    samples: int = 3,
     seed: int = 0,
+    traced: TracedRun | None = None,
 ) -> Certificate:
     """Compare an update with the one that follows from a candidate.
 
@@ -122,8 +140,8 @@ def certify(
         features: (T_i, F) of each of its N utterances.
         transcripts: of each.
         precision: error of the features that is granted, relative to their root mean square; at least that of float32.
-        samples: runs with features moved by that much.
-        seed: of the moves.
+        seed: of the features' moves.
+        traced: a run of these features, where there is one already.
 
     Raises:
         InputError: a transcript holds a character that the model's alphabet lacks.
@@ -132,20 +150,19 @@ def certify(
     if hindrance is not None:
         return Certificate(None, reason=hindrance)
     texts = [_labels(model, text) for text in transcripts if text is not None]
-    run = run_output_layer(model, features, update.protocol.mode)
-    gradient = None if run is None else output_gradient(update, run.layer)
-    if run is None or gradient is None:
+    traced = traced or trace(model, features, update.protocol.mode)
+    gradient = None if traced is None else output_gradient(update, traced.run.layer)
+    if traced is None or gradient is None:
         return Certificate(None, reason="the update holds no linear layer that writes the logits")
-    if not run.repeatable:
+    if not traced.run.repeatable:
         return Certificate(None, reason="the client drew random dropout masks, which nobody can draw again")
-    if any(minimum_frames(text) > len(logits) for text, logits in zip(texts, run.logits, strict=True)):
+    if any(minimum_frames(text) > len(logits) for text, logits in zip(texts, traced.run.logits, strict=True)):
         return Certificate(False, reason="a transcript needs more frames than its features give")
-    candidate = _Candidate(model, update, tuple(features), tuple(texts), run)
+    candidate = _Candidate(model, update, tuple(features), tuple(texts), traced, max(precision, FLOAT32))
     moves = torch.Generator().manual_seed(seed)
-    precision = max(precision, FLOAT32)
     if update.protocol.local_steps == 1:
-        return _through_output(candidate, gradient, precision, samples, moves)
-    return _as_it_stands(candidate, precision, samples, moves)
+        return _through_output(candidate, gradient, moves)
+    return _as_it_stands(candidate, moves)
 
 
 @dataclass(frozen=True)
@@ -154,110 +171,131 @@ class _Candidate:
     update: ClientUpdate
     features: tuple[Tensor, ...]
     texts: tuple[Text, ...]
-    run: OutputRun
+    traced: TracedRun
+    precision: float
+
+    @property
+    def run(self) -> OutputRun:
+        """The output layer's."""
+        return self.traced.run
 
 
-def _through_output(
-    candidate: _Candidate, gradient: Float[Tensor, "V C"], precision: float, samples: int, moves: torch.Generator
-) -> Certificate:
+def _through_output(candidate: _Candidate, gradient: Float[Tensor, "V C"], moves: torch.Generator) -> Certificate:
     """One step: texts by their occupancies, features by what runs backwards from the output."""
-    run, observed = candidate.run, candidate.update.tensors
-    judged = judge_texts(run, gradient, _precision(candidate), candidate.texts)
+    run, model, update = candidate.run, candidate.model, candidate.update
+    again = trace(model, _moved(candidate, moves), update.protocol.mode, switched=candidate.traced.kinks)
+    assert again is not None  # the first run had this layer
+    precision, largest = _precision(candidate), _largest_error(candidate, again.run)
+    judged = judge_texts(run, gradient, precision, candidate.texts, largest)
     worst = max(judged, key=lambda each: each.residual / each.gap)
     texts_told = Certificate(
-        False, text_residual=worst.residual, text_floor=worst.floor, text_gap=worst.gap, precision=precision
+        False, text_residual=worst.residual, text_floor=worst.floor, text_gap=worst.gap, precision=candidate.precision
     )
     if not all(each.exact for each in judged):
         reason = f"a text leaves {worst.residual:.1e} of its occupancies, rounding {worst.floor:.1e}"
         return replace(texts_told, reason=reason)
-    known, unknown = _rounding_of_ctc(run, gradient, judged, _precision(candidate))
-    expected = _backwards(candidate, candidate.features, known)
-    moved = [expected]
-    for _ in range(samples):
-        drawn = [
-            own + spread @ torch.randn(own.shape, generator=moves, dtype=own.dtype).to(own)
-            for own, spread in zip(known, unknown, strict=True)
-        ]
-        moved.append(_backwards(candidate, _moved(candidate.features, precision, moves), drawn))
-    spreads = _spreads(moved, observed)
-    found = _compared(expected, observed, spreads, 2 * max(spreads), precision)
+    sizes = [min(each.residual, each.floor) for each in judged]
+    known, _ = _rounding_of_ctc(run, gradient, candidate.texts, sizes, precision, largest)
+    expected = backwards(model, update, candidate.traced, known)
+    drawn = [
+        own + spread @ torch.randn(own.shape, generator=moves, dtype=own.dtype).to(own)
+        for own, spread in zip(
+            *_rounding_of_ctc(again.run, gradient, candidate.texts, sizes, precision, largest), strict=True
+        )
+    ]
+    found = _compared(candidate, expected, backwards(model, update, again, drawn))
     return replace(found, text_residual=worst.residual, text_floor=worst.floor, text_gap=worst.gap)
 
 
+def _largest_error(candidate: _Candidate, moved: OutputRun) -> float:
+    """Relative error of the output layer's update that rounding and the features' precision explain."""
+    pairs = list(zip(candidate.run.inputs, moved.inputs, strict=True))
+    apart = sum(float((one - other).square().sum()) for one, other in pairs)
+    whole = sum(float(one.square().sum()) for one, _ in pairs)
+    return rounding_of_sums(candidate.run, _precision(candidate)) + (apart / whole if whole else 0.0) ** 0.5
+
+
 def _rounding_of_ctc(
-    run: OutputRun, gradient: Float[Tensor, "V C"], judged: Sequence[TextEvidence], precision: float
+    run: OutputRun,
+    gradient: Float[Tensor, "V C"],
+    texts: Sequence[Text],
+    sizes: Sequence[float],
+    precision: float,
+    largest: float,
 ) -> tuple[list[Float[Tensor, "_ V"]], list[Float[Tensor, "_ _"]]]:
-    """softmax - occupancy of each utterance as the client had it, and a square root of what is unknown of it."""
-    exact = [logits.softmax(dim=-1) - each.occupancy for logits, each in zip(run.logits, judged, strict=True)]
-    evidence = frame_evidence(run, gradient, {}, precision, rounding_of_sums(run, precision))
+    """softmax - occupancy of each utterance as the client had it, and a square root of what is unknown of it.
+
+    Args:
+        run: of the output layer.
+        gradient: of that layer.
+        texts: what was said.
+        sizes: of CTC's rounding, Frobenius norm, at most.
+        precision: relative rounding of the update's numbers.
+        largest: relative error of the update that is believed.
+    """
+    evidence = frame_evidence(run, gradient, {}, precision, largest)
     known, unknown = [], []
-    for index, share in enumerate(exact):
+    for index, text in enumerate(texts):
         each = evidence[index]
-        # A right text's residual is rounding; what a wrong one leaves is capped by what rounding may be.
-        likely = min(judged[index].residual, judged[index].floor) ** 2 / max(1, share.numel())
+        own = occupancies(each.log_probs, [text])[:, 0]
+        share = each.log_probs.exp() - own
+        likely = sizes[index] ** 2 / max(1, share.numel())
         trust = likely / (likely + each.variances)
-        told = each.directions.T @ ((each.log_probs.exp() - each.occupancy) - share)
+        told = each.directions.T @ (own - each.occupancy)
         known.append(share + each.directions @ (trust[:, None] * told))
         unknown.append(each.directions * (trust * each.variances).sqrt())
     return known, unknown
 
 
-def _backwards(
-    candidate: _Candidate, features: Sequence[Tensor], shares: Sequence[Float[Tensor, "_ V"]]
-) -> dict[str, Tensor]:
-    """The update that follows from a gradient at the logits, N times `shares`, utterance by utterance."""
-    model, update = candidate.model, candidate.update
-    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    batch = _batch(model, features, candidate.texts)
-    with in_mode(model, update.protocol.mode), torch.enable_grad():
-        logits, _ = model(batch.features, batch.num_frames)
-        weight = torch.zeros_like(logits)
-        for index, share in enumerate(shares):
-            weight[: len(share), index] = (share / len(shares)).to(weight)
-        found = torch.autograd.grad(logits, list(parameters.values()), weight, materialize_grads=True)
-    shared = dict(zip(parameters, found, strict=True))
-    rate = update.protocol.learning_rate
-    if rate is not None:
-        # As the client subtracts, rounding included.
-        shared = {name: parameters[name].detach().sub(each, alpha=rate) for name, each in shared.items()}
-        shared = {name: each - parameters[name].detach() for name, each in shared.items()}
-    return {name: shared[name].to(stored_format(tensor)) for name, tensor in update.tensors.items()}
-
-
-def _as_it_stands(candidate: _Candidate, precision: float, samples: int, moves: torch.Generator) -> Certificate:
+def _as_it_stands(candidate: _Candidate, moves: torch.Generator) -> Certificate:
     """Several steps: the whole update against the whole update."""
-    model, update, features, texts = candidate.model, candidate.update, candidate.features, candidate.texts
-    expected = _simulate(model, update, features, texts)
-    moved = [expected]
-    moved += [_simulate(model, update, _moved(features, precision, moves), texts) for _ in range(samples)]
-    spreads = _spreads(moved, update.tensors)
-    floor = max(2 * max(spreads), FLOAT32 * _largest_loss(candidate))
+    model, update, texts = candidate.model, candidate.update, candidate.texts
+    with watched_kinks() as kinks:
+        expected = simulate(model, update, candidate.features, texts)
+    with switched_kinks(kinks):
+        moved = simulate(model, update, _moved(candidate, moves), texts)
+    found = _compared(candidate, expected, moved, FLOAT32 * _largest_loss(candidate))
     gap = _gap(candidate, expected)
-    found = _compared(expected, update.tensors, spreads, floor, precision)
-    found = replace(found, text_residual=found.relative_difference, text_floor=floor, text_gap=gap)
-    if found.certified and floor > gap / 2:
-        reason = f"rounding, {floor:.1e}, hides the nearest other transcript, {gap:.1e}"
+    found = replace(found, text_residual=found.relative_difference, text_floor=found.floor, text_gap=gap)
+    if found.certified and found.floor is not None and found.floor > gap / 2:
+        reason = f"rounding, {found.floor:.1e}, hides the nearest other transcript, {gap:.1e}"
         return replace(found, certified=False, reason=reason)
     return found
 
 
 def _compared(
-    expected: dict[str, Tensor], observed: dict[str, Tensor], spreads: list[float], floor: float, precision: float
+    candidate: _Candidate, expected: dict[str, Tensor], moved: dict[str, Tensor], least: float = 0.0
 ) -> Certificate:
-    difference = _distance(expected, observed, observed)
-    per_tensor = {name: _distance({name: expected[name]}, observed, observed) for name in observed}
-    tolerance = precision * difference / max(*spreads, torch.finfo(torch.float64).tiny)
+    """Two runs of a candidate against what was observed, tensor by tensor."""
+    observed = candidate.update.tensors
+    frames = sum(len(logits) for logits in candidate.run.logits)
+    differences, floors, sizes = {}, {}, {}
+    for name, tensor in observed.items():
+        sizes[name] = size(tensor)
+        scale = sizes[name] or 1.0
+        differences[name] = distance(expected[name], tensor) / scale
+        spread = distance(expected[name], moved[name]) / scale
+        spacing = relative_rounding(candidate.model, candidate.update, name) if sizes[name] else 0.0
+        sums = FLOAT32 * frames**0.5 + ROUNDED_OTHERWISE * spacing / tensor.numel() ** 0.5
+        floors[name] = max(SPREADS * spread + sums, least)
+    total = sum(each**2 for each in sizes.values()) ** 0.5 or 1.0
+
+    def over_all(values: dict[str, float]) -> float:
+        return sum((values[name] * (sizes[name] or 1.0)) ** 2 for name in values) ** 0.5 / total
+
+    ratios = {name: differences[name] / floors[name] for name in observed}
+    most = max(ratios, key=lambda name: ratios[name])
     reason = None
-    if difference > floor:
-        most = max(per_tensor, key=lambda name: per_tensor[name])
-        reason = f"re-simulated update differs by {difference:.1e}, rounding explains {floor:.1e}; most in {most}"
+    if ratios[most] > 1:
+        reason = f"re-simulated update differs by {differences[most]:.1e} in {most}, {floors[most]:.1e} is explained"
     return Certificate(
         reason is None,
-        difference,
-        floor,
-        tolerance=tolerance,
-        precision=precision,
-        per_tensor=per_tensor,
+        over_all(differences),
+        over_all(floors),
+        tolerance=candidate.precision * SPREADS * ratios[most],
+        precision=candidate.precision,
+        per_tensor=differences,
+        per_tensor_floor=floors,
         reason=reason,
     )
 
@@ -277,7 +315,7 @@ def settle(
         if _hindrance(model, update, each.features, each.transcripts) is not None or not _fits(model, each, texts):
             found.append(None)
             continue
-        found.append(_distance(_simulate(model, update, each.features, texts), update.tensors, update.tensors))
+        found.append(relative_distance(simulate(model, update, each.features, texts), update.tensors))
     usable = {index: difference for index, difference in enumerate(found) if difference is not None}
     if not usable:
         return Settlement(None, tuple(found), Certificate(None, reason="no candidate could be run"))
@@ -310,50 +348,19 @@ def _fits(model: nn.Module, hypothesis: Hypothesis, texts: Sequence[Text]) -> bo
     return all(minimum_frames(text) <= length for text, length in zip(texts, lengths, strict=True))
 
 
-def _batch(model: nn.Module, features: Sequence[Tensor], texts: Sequence[Text]) -> Batch:
-    parameter = next(model.parameters())
-    return collate([matrix.detach().to("cpu", parameter.dtype) for matrix in features], texts).to(parameter.device)
-
-
-def _simulate(
-    model: nn.Module, update: ClientUpdate, features: Sequence[Tensor], texts: Sequence[Text]
-) -> dict[str, Tensor]:
-    """What the client would have sent, in the number format in which the update came."""
-    protocol = update.protocol
-    settings = ClientSettings(protocol.kind, protocol.mode, protocol.local_steps, protocol.learning_rate)
-    shared = client_update(model, _batch(model, features, texts), settings, protocol.model, protocol.weights).tensors
-    return {name: shared[name].to(stored_format(tensor)) for name, tensor in update.tensors.items()}
-
-
-def _distance(one: dict[str, Tensor], other: dict[str, Tensor], scale: dict[str, Tensor]) -> float:
-    """|one - other| / |scale| over the tensors of `one`."""
-    above = sum(_norm(one[name] - other[name]) ** 2 for name in one)
-    below = sum(_norm(scale[name]) ** 2 for name in one)
-    return (above / below) ** 0.5 if below > 0 else float(above > 0)
-
-
-def _spreads(runs: list[dict[str, Tensor]], scale: dict[str, Tensor]) -> list[float]:
-    """Distances of all pairs of runs."""
-    return [_distance(one, other, scale) for at, one in enumerate(runs) for other in runs[:at]]
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-
-
-def _moved(features: Sequence[Tensor], precision: float, generator: torch.Generator) -> list[Tensor]:
+def _moved(candidate: _Candidate, generator: torch.Generator) -> list[Tensor]:
     moved = []
-    for matrix in features:
+    for matrix in candidate.features:
         exact = matrix.detach().double().cpu()
         noise = torch.randn(exact.shape, generator=generator, dtype=exact.dtype)
-        moved.append(exact + noise * (precision * float(exact.square().mean().sqrt())))
+        moved.append(exact + noise * (candidate.precision * float(exact.square().mean().sqrt())))
     return moved
 
 
 @torch.no_grad()
 def _largest_loss(candidate: _Candidate) -> float:
     """Negative log-likelihood of the batch's utterances together, nats: an upper bound on that of each."""
-    batch = _batch(candidate.model, candidate.features, candidate.texts)
+    batch = batch_for(candidate.model, candidate.features, candidate.texts)
     with in_mode(candidate.model, candidate.update.protocol.mode):
         return float(recognition_loss(candidate.model, batch)) * batch.size
 
@@ -376,8 +383,7 @@ def _gap(candidate: _Candidate, expected: dict[str, Tensor]) -> float:
         return float("inf")
     _, index, other = nearest
     changed = [other if at == index else text for at, text in enumerate(texts)]
-    update = candidate.update
-    return _distance(_simulate(candidate.model, update, candidate.features, changed), expected, update.tensors)
+    return relative_distance(simulate(candidate.model, candidate.update, candidate.features, changed), expected)
 
 
 def _single_edits(text: Text, num_symbols: int) -> list[Text]:

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from overheard.attacks.certificate import FLOAT32, Certificate, certify
+from overheard.attacks.certificate import Certificate, certify
 from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.output_layer import FLOAT32
 from overheard.attacks.registry import AUTO, run_attack
+from overheard.attacks.resimulation import trace
 from overheard.attacks.transcript import recover_transcripts
 from overheard.metering import metered
 
@@ -48,20 +50,21 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
 
     Args:
         observation: all that the attacker sees.
-        reconstruction: of any attack; returned unchanged where it holds no features. Its diagnostic
-            "predicted_error", where present, is the precision that the certificate grants the features.
-        certificate: whether to run the client again on what was found, which takes several times a client's step.
+        reconstruction: of any attack; returned unchanged where it holds no features. The largest of its diagnostic
+            "likely_errors", where present, is the precision that the certificate grants the features.
+        certificate: whether to run the client again on what was found, which takes twice a client's step.
     """
     if not reconstruction.features:
         return reconstruction
     model, update = observation.model, observation.update
     declared = observation.prior.transcripts
+    traced = trace(model, reconstruction.features, update.protocol.mode) if certificate else None
     diagnostics = dict(reconstruction.diagnostics)
     if declared is not None and len(declared) == len(reconstruction.features) == 1:
         transcripts: tuple[str | None, ...] = declared
         diagnostics["transcript_source"] = "declared"
     else:
-        found = recover_transcripts(model, update, reconstruction.features)
+        found = recover_transcripts(model, update, reconstruction.features, run=traced and traced.run)
         transcripts = found.texts
         diagnostics |= {
             "transcript_source": "output layer",
@@ -76,13 +79,13 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
             diagnostics["transcript_source"] = "declared"
     if not certificate:
         return replace(reconstruction, transcripts=transcripts, diagnostics=diagnostics)
-    granted = diagnostics.get("predicted_error")
-    precision = float(granted) if isinstance(granted, int | float) else FLOAT32
-    proof = certify(model, update, reconstruction.features, transcripts, precision)
+    precision = max(diagnostics.get("likely_errors") or [FLOAT32])
+    proof = certify(model, update, reconstruction.features, transcripts, precision, traced=traced)
     diagnostics["certificate"] = _described(proof)
     return replace(reconstruction, transcripts=transcripts, certified=proof.certified, diagnostics=diagnostics)
 
 
 def _described(proof: Certificate) -> dict[str, Any]:
     """The certificate's figures as JSON values, without those of every tensor."""
-    return {name: value for name, value in vars(proof).items() if name not in ("certified", "per_tensor")}
+    left_out = ("certified", "per_tensor", "per_tensor_floor")
+    return {name: value for name, value in vars(proof).items() if name not in left_out}

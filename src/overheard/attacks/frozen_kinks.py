@@ -38,8 +38,8 @@ def _named(*names: str) -> set[Any]:
     return found - {None}
 
 
-_PIECEWISE_LINEAR = _named(*_PIECEWISE_LINEAR_NAMES)
-_IN_PLACE = _named(*(f"{name}_" for name in _PIECEWISE_LINEAR_NAMES))
+PIECEWISE_LINEAR = _named(*_PIECEWISE_LINEAR_NAMES)
+IN_PLACE = _named(*(f"{name}_" for name in _PIECEWISE_LINEAR_NAMES))
 _STEPS = _named(*_STEP_NAMES)
 _POOLS = _named(*_POOL_NAMES)
 _PAIRS = {function: name for name in ("maximum", "minimum", "fmax", "fmin") for function in _named(name)}
@@ -67,9 +67,9 @@ class _Kinks(TorchFunctionMode):
             return self._keep(lambda: func(*args, **kwargs))
         if not values.is_floating_point():
             return func(*args, **kwargs)
-        if func in _IN_PLACE or (func in _PIECEWISE_LINEAR and kwargs.get("inplace")):
-            return values.copy_(self._tangent(_out_of_place(func), args, kwargs))
-        if func in _PIECEWISE_LINEAR:
+        if func in IN_PLACE or (func in PIECEWISE_LINEAR and kwargs.get("inplace")):
+            return values.copy_(self._tangent(out_of_place(func), args, kwargs))
+        if func in PIECEWISE_LINEAR:
             return self._tangent(func, args, kwargs)
         if func in _POOLS:
             return self._pool(func, values, args, kwargs)
@@ -148,7 +148,7 @@ class _Kinks(TorchFunctionMode):
         return type(result)((picked if whole is chosen else picked.squeeze(dim), chosen))
 
 
-def _out_of_place(func: Any) -> Any:
+def out_of_place(func: Any) -> Any:
     name = func.__name__
     return getattr(torch, name.removesuffix("_"), None) or getattr(F, name.removesuffix("_"))
 

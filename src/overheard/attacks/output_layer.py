@@ -24,6 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from overheard.federation.update import ClientUpdate, Mode
 
+FLOAT32 = torch.finfo(torch.float32).eps
+
 
 @dataclass(frozen=True)
 class OutputRun:
@@ -34,12 +36,14 @@ class OutputRun:
         inputs: (T_out, C) what it was shown, float64.
         logits: (T_out, V) float64 of the model's own precision.
         repeatable: a second pass gives the same; False with dropout in training.
+        traced: (T_out, N, V) logits of all on autograd's graph, where that was asked for.
     """
 
     layer: str
     inputs: tuple[Float[Tensor, "_ C"], ...]
     logits: tuple[Float[Tensor, "_ V"], ...]
     repeatable: bool
+    traced: Float[Tensor, "T N V"] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,19 +81,22 @@ def in_mode(model: nn.Module, mode: Mode) -> Iterator[None]:
             yield
     finally:
         for buffer, before in buffers:
-            buffer.copy_(before)
+            if not torch.equal(buffer, before):  # a graph may hold it: writing the same numbers would invalidate that
+                buffer.copy_(before)
         for module, training in modes.items():
             module.training = training
 
 
-@torch.no_grad()
-def run_output_layer(model: nn.Module, features: Sequence[Float[Tensor, "_ F"]], mode: Mode) -> OutputRun | None:
+def run_output_layer(
+    model: nn.Module, features: Sequence[Float[Tensor, "_ F"]], mode: Mode, traced: bool = False
+) -> OutputRun | None:
     """Push features through the model and watch its output layer; None where no linear layer writes the logits.
 
     Args:
         model: the public model.
         features: (T_i, F) of each utterance, in any floating type.
         mode: in which the client ran it.
+        traced: keep autograd's graph.
     """
     parameter = next(model.parameters())
     num_frames = torch.tensor([len(matrix) for matrix in features], device=parameter.device)
@@ -108,7 +115,7 @@ def run_output_layer(model: nn.Module, features: Sequence[Float[Tensor, "_ F"]],
         if isinstance(module, nn.Linear)
     ]
     try:
-        with in_mode(model, mode):
+        with in_mode(model, mode), torch.set_grad_enabled(traced):
             logits, lengths = model(batch, num_frames)
             first = len(seen)
             again, _ = model(batch, num_frames) if mode == "train" else (logits, lengths)
@@ -123,8 +130,9 @@ def run_output_layer(model: nn.Module, features: Sequence[Float[Tensor, "_ F"]],
             return OutputRun(
                 name,
                 tuple(inputs[:count, index].double() for index, count in enumerate(counts)),
-                tuple(logits[:count, index].double() for index, count in enumerate(counts)),
+                tuple(logits[:count, index].detach().double() for index, count in enumerate(counts)),
                 torch.equal(logits, again),
+                logits if traced else None,
             )
     return None
 
@@ -157,8 +165,9 @@ def relative_rounding(model: nn.Module, update: ClientUpdate, name: str) -> floa
 
 def stored_format(tensor: Tensor) -> torch.dtype:
     """The coarsest usual format that holds a tensor's values: a float32 tensor may carry half-precision numbers."""
+    some = tensor.flatten()[:4096]  # enough to tell most tensors without a look at the whole
     for dtype in (torch.bfloat16, torch.float16):
-        if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
+        if all(torch.equal(each.to(dtype).to(each.dtype), each) for each in (some, tensor)):
             return dtype
     return tensor.dtype
 
@@ -189,10 +198,12 @@ def frame_evidence(
         gradient = gradient - share.T @ rows[index]
     unknown = [index for index in range(len(rows)) if index not in known]
     matrix = torch.cat([rows[index] for index in unknown])  # (P, C)
-    # Sums of products round in proportion to their terms: columns of one size have errors of one size. A unit that is
-    # never active tells nothing, and its column would pass for one without error.
-    scale = matrix.square().mean(dim=0).sqrt()
-    active = scale > 0
+    # Sums of products round in proportion to their terms: columns of one size have errors of one size. What a unit
+    # that is hardly ever active puts out is a float32 difference of larger numbers, so that its column also has the
+    # errors of a typical one; one that is never active tells nothing, and its column would pass for one without error.
+    square = matrix.square().mean(dim=0)
+    active = square > 0
+    scale = (square + (FLOAT32 / precision) ** 2 * square[active].mean()).sqrt()
     matrix, gradient = matrix[:, active] / scale[active], gradient[:, active] / scale[active]
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     kept = values > values[0] * torch.finfo(values.dtype).eps * max(matrix.shape)

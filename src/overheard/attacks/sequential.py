@@ -120,6 +120,7 @@ def _decode(
         "residuals": [one.residual for one in refined],
         "residuals_of_rounding": [one.expected for one in refined],
         "predicted_errors": [one.predicted_error for one in refined],
+        "likely_errors": [one.likely_error for one in refined],
         "iterations": [one.iterations for one in refined],
     }
     features = tuple(

@@ -79,7 +79,7 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         "lengths": [len(each.features) for each in solutions],
         "residuals": [each.residual for each in solutions],
         "predicted_errors": [each.predicted_error for each in solutions],
-        "predicted_error": _worst(solutions) if solutions else None,
+        "likely_errors": [each.likely_error for each in solutions],
     }
     return Reconstruction(
         attack="span",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
+from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded, get_lapack_funcs
 from torch import Tensor
 
 from overheard.attacks.span_equations import normal_equations
@@ -21,11 +21,13 @@ class SpanSolution:
         residual: root mean square of Pi [u_p, 1], relative to that of [u_p, 1].
         predicted_error: root mean square error that this residual can cause along the worst-determined direction,
             relative to the root mean square of the features.
+        likely_error: the same, expected over all directions.
     """
 
     features: Float[Tensor, "T F"]
     residual: float
     predicted_error: float
+    likely_error: float
 
 
 def row_space(matrix: Float[Tensor, "R C"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " K"]]:
@@ -64,10 +66,20 @@ def solve_span(basis: Float[Tensor, "P C"], layer: WindowedLayer, num_frames: in
     equations = windows.shape[0] * (size - positions)
     noise = float(outside.square().sum() / max(1, equations - features.numel()))
     worst = (noise / smallest_eigenvalue(factor, len(right))) ** 0.5
-    scale = float(features.square().mean().sqrt())
-    return SpanSolution(
-        features, residual / float(windows.square().mean().sqrt()), worst / max(scale, torch.finfo(torch.float64).tiny)
-    )
+    scale = max(float(features.square().mean().sqrt()), torch.finfo(torch.float64).tiny)
+    likely = noise**0.5 * mean_deviation(factor, len(right))
+    return SpanSolution(features, residual / float(windows.square().mean().sqrt()), worst / scale, likely / scale)
+
+
+def mean_deviation(factor: tuple[np.ndarray, bool], size: int, draws: int = 4) -> float:
+    """Root mean square over unknowns of the errors that residuals of unit variance cause: L^-T z has their covariance,
+    the inverse of L L'."""
+    (solve_banded_triangle,) = get_lapack_funcs(("tbtrs",), (factor[0],))
+    draw = np.random.default_rng(0).standard_normal((size, draws))
+    errors, info = solve_banded_triangle(factor[0], draw, uplo="L", trans="T")
+    if info != 0:
+        raise LinAlgError(f"banded triangle not solved: {info}")
+    return float(np.sqrt(np.mean(errors**2)))
 
 
 def smallest_eigenvalue(factor: tuple[np.ndarray, bool], size: int, steps: int = 4) -> float:

@@ -98,6 +98,7 @@ def recover_transcripts(
     update: ClientUpdate,
     features: Sequence[Float[Tensor, "_ F"]],
     config: SearchConfig | None = None,
+    run: OutputRun | None = None,
 ) -> TranscriptResult:
     """What was said in every utterance of an update.
 
@@ -106,6 +107,7 @@ def recover_transcripts(
         update: what the client shared.
         features: (T_i, F) of each of its N utterances.
         config: effort of the search.
+        run: of these features, where there is one already.
     """
     config = config or SearchConfig()
     missing = TranscriptResult((None,) * len(features), (False,) * len(features))
@@ -113,7 +115,7 @@ def recover_transcripts(
     if len(features) != protocol.num_utterances:
         reason = f"features of {len(features)} of the update's {protocol.num_utterances} utterances"
         return replace(missing, reason=f"{reason}; the output layer tells words where all are known")
-    run = run_output_layer(model, features, protocol.mode)
+    run = run or run_output_layer(model, features, protocol.mode)
     if run is None:
         return replace(missing, reason="no linear layer of this model writes its logits")
     if not run.repeatable:
@@ -159,14 +161,15 @@ def _all_texts(
 
 
 def judge_texts(
-    run: OutputRun, gradient: Float[Tensor, "V C"], precision: float, texts: Sequence[Text]
+    run: OutputRun, gradient: Float[Tensor, "V C"], precision: float, texts: Sequence[Text], largest: float
 ) -> list[TextEvidence]:
-    """What speaks for given texts of all utterances: each is judged with the others' share subtracted."""
+    """What speaks for given texts of all utterances: each is judged with the others' share subtracted, and with no
+    more than `largest` believed as the update's relative error."""
     shares = {index: _share(run, index, text) for index, text in enumerate(texts)}
     judged = []
     for index, text in enumerate(texts):
         others = {other: share for other, share in shares.items() if other != index}
-        evidence = frame_evidence(run, gradient, others, precision, rounding_of_sums(run, precision))[index]
+        evidence = frame_evidence(run, gradient, others, precision, largest)[index]
         search = Search(evidence, list(range(1, gradient.shape[0])))
         search.score([text])
         judged.append(_judged(search, SearchConfig(), text))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
 from overheard.attacks.span_equations import normal_equations
-from overheard.attacks.span_solver import smallest_eigenvalue
+from overheard.attacks.span_solver import mean_deviation, smallest_eigenvalue
 from overheard.attacks.windows import WindowedLayer
 
 MOST_ITERATIONS = 60
@@ -31,6 +31,7 @@ class Refinement:
         expected: the same as rounding alone would make it.
         predicted_error: root mean square error of the free frames that this residual can cause along the
             worst-determined direction, relative to their root mean square.
+        likely_error: the same, expected over all directions, by the preconditioner.
         iterations: of conjugate gradients, in all.
     """
 
@@ -38,6 +39,7 @@ class Refinement:
     residual: float
     expected: float
     predicted_error: float
+    likely_error: float
     iterations: int
 
 
@@ -96,10 +98,11 @@ def refine(
     equations = len(state.rest) * span.num_equations - (last - first) * layer.num_features
     noise = state.square / max(1, equations)
     error = (noise / (ritz * preconditioner.smallest)) ** 0.5
-    size = float(rows[first:last].square().mean().sqrt())
+    likely = noise**0.5 * preconditioner.mean_deviation
+    size = max(float(rows[first:last].square().mean().sqrt()), 1e-300)
     scale = state.size**0.5
     return Refinement(
-        rows, state.square**0.5 / scale, state.expected**0.5 / scale, error / max(size, 1e-300), iterations
+        rows, state.square**0.5 / scale, state.expected**0.5 / scale, error / size, likely / size, iterations
     )
 
 
@@ -145,6 +148,7 @@ class _Preconditioner:
         band[0] += 1e-9 * band[0].mean()
         self._factor = (cholesky_banded(band, lower=True, check_finite=False), True)
         self.smallest = smallest_eigenvalue(self._factor, band.shape[1])
+        self.mean_deviation = mean_deviation(self._factor, band.shape[1])
 
     def solve(self, vector: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
         flat = cho_solve_banded(self._factor, vector.double().flatten().numpy(), check_finite=False)
