@@ -13,7 +13,7 @@ from overheard.attacks.switched_kinks import switched_kinks, watched_kinks
 from overheard.attacks.text_search import Text
 from overheard.federation.client import ClientSettings, client_update
 from overheard.federation.update import ClientUpdate, Mode
-from overheard.recognition.recurrence import Recurrence
+from overheard.recognition.recurrence import Engine, Recurrence
 from overheard.speech.batching import Batch, collate
 
 AT_ONCE = 2**17
@@ -56,7 +56,9 @@ def trace(
 @contextmanager
 def _one_pass_engine(model: nn.Module) -> Iterator[None]:
     """Recurrences sum their weights' gradient over all frames in one product, not frame by frame."""
-    engines = [(module, module.engine) for module in model.modules() if isinstance(module, Recurrence)]
+    engines: list[tuple[Recurrence, Engine]] = [
+        (module, module.engine) for module in model.modules() if isinstance(module, Recurrence)
+    ]
     try:
         for module, _ in engines:
             module.engine = "analytic"
