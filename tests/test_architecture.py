@@ -15,10 +15,10 @@ LAYERS = {
     "recognition": {"errors", "storage", "speech"},
     "federation": {"errors", "storage", "speech", "recognition", "metrics", "training"},
     "attacks": {"errors", "storage", "metering", "speech", "recognition", "federation"},
-    "metrics": {"errors", "storage", "speech"},
+    "metrics": {"errors", "storage", "speech", "recognition"},
     "training": {"errors", "storage", "metering", "speech", "recognition", "metrics"},
     "audit": {"errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics"},
-    "report": {"errors", "storage", "audit.records"},
+    "report": {"errors", "storage", "audit.records", "audit.curves", "metrics.alignment", "metrics.intervals"},
     "benchmarks": {
         "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "training",
         "audit",

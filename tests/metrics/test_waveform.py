@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from a_voice import voice
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,17 +28,6 @@ from overheard.speech.features import (
 BOUNDS = [(SPECTROGRAM_257, 0.15), (SPECTROGRAM_161, 0.12), (LOG_MEL_80, 0.25), (MFCC_26, 0.12)]
 NAMED = pytest.mark.parametrize(("config", "bound"), BOUNDS, ids=["257", "161", "mel", "mfcc"])
 PRESETS = [config for config, _ in BOUNDS]
-
-
-def voice(seconds: float = 1.5, pitch: float = 140.0) -> Tensor:
-    """Harmonics of a gliding pitch, in syllables of a quarter second, over faint noise; 16 kHz."""
-    time = torch.arange(round(seconds * 16000)) / 16000
-    phase = 2 * math.pi * pitch * (time + 0.1 * torch.sin(2 * time))
-    harmonics = sum(torch.sin(k * phase + k * k) / k for k in range(1, 40))
-    assert isinstance(harmonics, Tensor)
-    syllables = torch.sin(4 * math.pi * time).clamp_min(0)
-    noise = torch.randn(len(time), generator=torch.Generator().manual_seed(0))
-    return 0.15 * harmonics * syllables + 0.002 * noise
 
 
 def shuffled(features: Tensor) -> Tensor:

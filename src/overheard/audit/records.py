@@ -5,9 +5,9 @@ What could not be computed is null, never a made-up number. A batch of N utteran
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from overheard.errors import InputError
 from overheard.storage import parse_fields
@@ -15,6 +15,54 @@ from overheard.storage import parse_fields
 RESULTS = "results.jsonl"
 
 Status = Literal["ok", "failed"]
+Source = Literal["original", "true_features", "recovered"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """What can be heard in one version of an utterance's audio; what does not apply or could not be had is None.
+
+    Attributes:
+        source: what was said; audio made from the true features, the best that any attack could give; or audio made
+            from the recovered ones.
+        log_spectral_distance_db: to the original, dB.
+        mel_cepstral_distortion_db: to the original, dB.
+        stoi: short-time objective intelligibility, 0 to 1.
+        si_sdr_db: scale-invariant signal-to-distortion ratio, dB.
+        pesq: wide-band perceptual quality, -0.5 to 4.5.
+        encoder: name of what compared the voice with others.
+        speaker_rank: place of the true speaker among those enrolled, 1 is best for the attacker.
+        speaker_candidates: speakers enrolled.
+        speaker_score: cosine to the true speaker.
+        other_scores: cosines to all others.
+        recogniser: name of what listened for words.
+        transcript: what it heard.
+        word_edits: substitutions, deletions and insertions of it.
+        words: words that were said.
+        cer: character error rate.
+        wer: word error rate.
+        reasons: why a value is None, by its name.
+    """
+
+    source: Source
+    log_spectral_distance_db: float | None = None
+    mel_cepstral_distortion_db: float | None = None
+    stoi: float | None = None
+    si_sdr_db: float | None = None
+    pesq: float | None = None
+    encoder: str | None = None
+    speaker_rank: int | None = None
+    speaker_candidates: int | None = None
+    speaker_score: float | None = None
+    other_scores: tuple[float, ...] | list[float] = ()
+    recogniser: str | None = None
+    transcript: str | None = None
+    word_edits: int | None = None
+    words: int | None = None
+    cer: float | None = None
+    wer: float | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,10 +99,17 @@ class AuditRecord:
         seconds: wall time of the attack on the features, s.
         seconds_words: wall time of transcript and certificate behind it, s.
         peak_mb: its peak memory above that at the start, MB.
+        frames_close: frames whose own mean absolute error is below 0.01, whatever became of the others.
+        words_true: words that were said.
+        words_recovered: of these, words that the attack read, in their order.
+        epsilon: of the defence's (epsilon, delta) guarantee over the whole training.
+        delta: of the same.
+        utility_wer: word error rate of a recogniser trained under this defence, on speech it has not heard: its price.
         seed: of weights and attack.
         version: of overheard.
         settings: hash of everything else in the configuration; see the run's config.json.
         example: folder of this utterance's signals within the run, if they were kept.
+        hearings: what can be heard in the original, in the true and in the recovered features; see `Hearing`.
     """
 
     utterance: str
@@ -86,10 +141,18 @@ class AuditRecord:
     seconds: float | None = None
     seconds_words: float | None = None
     peak_mb: float | None = None
+    frames_close: int | None = None
+    words_true: int | None = None
+    words_recovered: int | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    utility_wer: float | None = None
     seed: int | None = None
     version: str | None = None
     settings: str | None = None
     example: str | None = None
+    # Not part of the hash: a hearing's reasons are a dictionary.
+    hearings: tuple[Hearing, ...] = field(default=(), hash=False)
 
     @property
     def recovered(self) -> bool:
@@ -97,11 +160,20 @@ class AuditRecord:
         return self.frames_recovered == self.frames_true and self.feature_mae is not None and self.feature_mae < 0.01
 
 
+FIELDS = tuple(each.name for each in fields(AuditRecord))
+
+
+def to_line(record: AuditRecord) -> str:
+    """The record as a line of results.jsonl, its end included."""
+    values = {name: getattr(record, name) for name in FIELDS}
+    values["hearings"] = [asdict(each) for each in record.hearings]
+    return json.dumps(values, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def append_record(folder: Path, record: AuditRecord) -> None:
     """Add one line to results.jsonl and have it on disk before returning."""
-    line = json.dumps(asdict(record), allow_nan=False, ensure_ascii=False)
     with (folder / RESULTS).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write(to_line(record))
         file.flush()
         os.fsync(file.fileno())
 
@@ -125,7 +197,7 @@ def load_records(folder: Path) -> list[AuditRecord]:
     path = folder / RESULTS
     if not path.is_file():
         raise InputError(str(folder), f"no {RESULTS} in it", "name the --out folder of overheard audit or demo")
-    known = {field.name for field in fields(AuditRecord)}
+    known = set(FIELDS)
     records = []
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = text.split("\n")
@@ -136,5 +208,10 @@ def load_records(folder: Path) -> list[AuditRecord]:
             raise InputError(f"{path}:{number}", "no JSON", "remove that line") from error
         if not isinstance(parsed, dict) or not set(parsed) <= known or "utterance" not in parsed:
             raise InputError(f"{path}:{number}", "no audit record", "remove that line")
-        records.append(parse_fields(AuditRecord, parsed, f"{path}:{number}", "audit record"))
+        where = f"{path}:{number}"
+        if heard := parsed.get("hearings"):
+            parsed["hearings"] = tuple(parse_fields(Hearing, each, where, "hearing") for each in heard)
+        else:
+            parsed["hearings"] = ()
+        records.append(parse_fields(AuditRecord, parsed, where, "audit record"))
     return records

@@ -16,6 +16,7 @@ from overheard.audit.records import AuditRecord
 from overheard.errors import InputError
 from overheard.federation.client import ClientSettings, client_update
 from overheard.federation.update import ClientUpdate, check_fits
+from overheard.metrics.alignment import align_words, count_hits, frames_close
 from overheard.metrics.features import match_utterances, score_features
 from overheard.metrics.truth import TrueUtterance, Truth
 from overheard.metrics.words import score_words
@@ -129,6 +130,7 @@ def _score_one(reconstruction: Reconstruction, said: TrueUtterance, index: int |
         frames_true=len(said.features),
         frames_recovered=0,
         transcript_true=said.transcript,
+        words_true=len(said.transcript.split()),
         certified=reconstruction.certified,
         unique=reconstruction.unique,
         seconds=reconstruction.seconds,
@@ -145,6 +147,7 @@ def _score_one(reconstruction: Reconstruction, said: TrueUtterance, index: int |
         frames_recovered=found.frames_recovered,
         feature_mae=found.mae,
         feature_snr_db=found.snr_db,
+        frames_close=frames_close(reconstruction.features[index], said.features),
     )
     if not record.recovered and record.reason is None:
         frames = f"{found.frames_recovered} of {found.frames_true} frames"
@@ -152,5 +155,6 @@ def _score_one(reconstruction: Reconstruction, said: TrueUtterance, index: int |
     transcript = reconstruction.transcripts[index]
     if transcript is not None:
         words = score_words(transcript, said.transcript)
-        record = replace(record, transcript_recovered=transcript, cer=words.cer, wer=words.wer)
+        hits = count_hits(align_words(said.transcript, transcript))
+        record = replace(record, transcript_recovered=transcript, cer=words.cer, wer=words.wer, words_recovered=hits)
     return record
