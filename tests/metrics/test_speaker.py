@@ -7,16 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overheard.errors import InputError
-from overheard.metrics.speaker import (
-    ENCODERS,
-    Enrolment,
-    Trial,
-    enrol,
-    equal_error_rate,
-    identify,
-    re_identification,
-    speaker_encoder,
-)
+from overheard.metrics.identification import Trial, equal_error_rate, re_identification
+from overheard.metrics.speaker import ENCODERS, Enrolment, enrol, identify, speaker_encoder
 
 
 def test_ranks_count_who_is_closer_and_ties() -> None:

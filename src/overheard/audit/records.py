@@ -64,6 +64,10 @@ class Hearing:
     wer: float | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # JSON has lists alone.
+        object.__setattr__(self, "other_scores", tuple(self.other_scores))
+
 
 @dataclass(frozen=True)
 class AuditRecord:

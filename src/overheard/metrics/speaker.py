@@ -4,16 +4,15 @@ A back end turns a waveform into an embedding. It is only as good as it is on th
 measure here is to be read beside the same measure of the original.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from overheard.errors import InputError
-from overheard.metrics.intervals import Rate, wilson
+from overheard.metrics.identification import Trial
 from overheard.speech.features import FrontEnd, FrontEndConfig
 
 SAMPLE_RATE = 16000
@@ -34,43 +33,6 @@ class Enrolment:
 
     speakers: tuple[str, ...]
     centres: Float[Tensor, "K D"]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One voice compared with all that are enrolled.
-
-    Attributes:
-        rank: place of the true speaker, 1 is best for the attacker; ties count against him.
-        candidates: speakers enrolled.
-        score: cosine to the true speaker, -1 to 1.
-        others: cosines to everybody else.
-    """
-
-    rank: int
-    candidates: int
-    score: float
-    others: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ReIdentification:
-    """How often a voice gave its speaker away.
-
-    Attributes:
-        top1: trials in which the true speaker came first; higher is worse for privacy.
-        top5: trials in which it was among the first five.
-        chance1: what guessing would give for `top1`.
-        chance5: what guessing would give for `top5`.
-        equal_error_rate: share of wrong decisions of a threshold on the cosine that errs equally often on true and on
-            other speakers; 0 is perfect recognition, 0.5 is chance. None without other speakers.
-    """
-
-    top1: Rate
-    top5: Rate
-    chance1: float
-    chance5: float
-    equal_error_rate: float | None
 
 
 def enrol(encode: Encoder, utterances: Iterable[tuple[str, Float[Tensor, " _"]]]) -> Enrolment:
@@ -95,43 +57,6 @@ def identify(enrolment: Enrolment, embedding: Float[Tensor, " D"], speaker: str)
     cosines = (enrolment.centres @ embedding).tolist()
     true = cosines.pop(enrolment.speakers.index(speaker))
     return Trial(1 + sum(other >= true for other in cosines), len(enrolment.speakers), true, tuple(cosines))
-
-
-def re_identification(trials: Sequence[Trial]) -> ReIdentification | None:
-    """Rates over trials; None without any."""
-    top1 = wilson(sum(trial.rank == 1 for trial in trials), len(trials))
-    top5 = wilson(sum(trial.rank <= 5 for trial in trials), len(trials))
-    if top1 is None or top5 is None:
-        return None
-    return ReIdentification(
-        top1=top1,
-        top5=top5,
-        chance1=sum(1 / trial.candidates for trial in trials) / len(trials),
-        chance5=sum(min(1.0, 5 / trial.candidates) for trial in trials) / len(trials),
-        equal_error_rate=equal_error_rate(
-            [trial.score for trial in trials], [other for trial in trials for other in trial.others]
-        ),
-    )
-
-
-def equal_error_rate(targets: Sequence[float], others: Sequence[float]) -> float | None:
-    """Where the rates of false rejection and false acceptance meet, interpolated between thresholds.
-
-    Args:
-        targets: scores of the true speakers.
-        others: scores of everybody else.
-    """
-    if not targets or not others:
-        return None
-    true, false = numpy.sort(targets), numpy.sort(others)
-    thresholds = numpy.concatenate([[-numpy.inf], numpy.unique(numpy.concatenate([true, false])), [numpy.inf]])
-    rejected = numpy.searchsorted(true, thresholds, side="left") / len(true)  # rises with the threshold
-    accepted = 1 - numpy.searchsorted(false, thresholds, side="left") / len(false)  # falls
-    after = int(numpy.argmax(rejected >= accepted))
-    before = after - 1
-    gap_before, gap_after = accepted[before] - rejected[before], rejected[after] - accepted[after]
-    share = gap_before / (gap_before + gap_after)
-    return float(rejected[before] + share * (rejected[after] - rejected[before]))
 
 
 def speaker_encoder(name: str) -> Encoder:
