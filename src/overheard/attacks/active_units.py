@@ -29,11 +29,13 @@ class ActiveUnits:
 
     Attributes:
         active: (C, K, T) by channel, frequency, frame.
+        sure: channels whose sum closed as first decided. Where changes had to be looked for, others may fit by chance.
         changed: units whose first decision the sums reversed.
         residual: of the sums, relative.
     """
 
     active: Bool[Tensor, "C K T"]
+    sure: Bool[Tensor, " C"]
     changed: int
     residual: float
 
@@ -55,13 +57,53 @@ def decide_active(
     rounding = rounding_of(units)
     active = ((units > SURE * rounding) & (units < clip - SURE * rounding)).contiguous()
     size = torch.minimum(units.abs(), (units - clip).abs()) / rounding
-    doubt = (size / SURE).log().abs()
+    return _close_sums(active, gradients, bias_update, (size / SURE).log().abs())
+
+
+def confirm_active(
+    active: Bool[Tensor, "C K T"],
+    units: Float[Tensor, "C K T"],
+    gradients: Float[Tensor, "C K T"],
+    bias_update: Float[Tensor, " C"],
+    predicted: Float[Tensor, "C K T"],
+) -> ActiveUnits:
+    """Decide units in doubt again, by what the features found predict for them, and by the sums once more.
+
+    A unit that is off comes out as far below zero as units go; one that is on comes out at its own small value. What is
+    clearly zero stays so, unless a sum asks for it: among so many zeros some are predicted near zero by chance.
+
+    Args:
+        active: as decided before.
+        units: values behind the rectifier, rounding included.
+        gradients: what reaches the bias through each unit if it is active.
+        bias_update: of the convolution, float64.
+        predicted: values in front of the rectifier, of features that are near the truth.
+    """
+    error = (predicted - units)[active].abs()
+    bound = (5 * float(error.median()) if len(error) else 0.0) + torch.finfo(units.dtype).tiny
+    size, off = units / rounding_of(units), (predicted - units).abs() / bound
+    doubtful = (size > DOUBT[0]) & (size < DOUBT[1])
+    confirmed = torch.where(doubtful, off < 1, active)
+    candidate = (size > -DOUBT[0]) & (size < DOUBT[1]) & (doubtful | (off < 3))
+    doubt = torch.where(candidate, off.clamp(min=1e-30).log().abs(), torch.inf)
+    return _close_sums(confirmed, gradients, bias_update, doubt)
+
+
+def _close_sums(
+    active: Bool[Tensor, "C K T"],
+    gradients: Float[Tensor, "C K T"],
+    bias_update: Float[Tensor, " C"],
+    doubt: Float[Tensor, "C K T"],
+) -> ActiveUnits:
+    """Change as few units as close the sums of all channels; those least in doubt last, infinite doubt never."""
+    active = active.contiguous()
     open_sums = bias_update - (gradients * active).sum((1, 2))
     scale = (gradients.abs() * active).sum((1, 2)).clamp(min=torch.finfo(torch.float64).tiny)
     # Channels without a wrong unit are most, and show how well sums close.
     closed = float((open_sums.abs() / scale).median())
+    sure = open_sums.abs() <= 10 * closed * scale
     changed = 0
-    for channel in (open_sums.abs() > 10 * closed * scale).nonzero()[:, 0].tolist():
+    for channel in (~sure).nonzero()[:, 0].tolist():
         places = _close(
             float(open_sums[channel]), float(5 * closed * scale[channel]), active[channel], gradients[channel],
             doubt[channel],
@@ -71,7 +113,7 @@ def decide_active(
             flat[place] = ~flat[place]
             changed += 1
     residual = bias_update - (gradients * active).sum((1, 2))
-    return ActiveUnits(active, changed, float(residual.norm() / bias_update.norm().clamp(min=1e-300)))
+    return ActiveUnits(active, sure, changed, float(residual.norm() / bias_update.norm().clamp(min=1e-300)))
 
 
 def rounding_of(units: Float[Tensor, "C K T"]) -> Float[Tensor, "C K T"]:
@@ -96,7 +138,7 @@ def _close(
 ) -> tuple[int, ...]:
     """The fewest doubtful units whose change closes a sum, as flat indices; those that close it best if none does."""
     changes = torch.where(active, -gradients, gradients).flatten()
-    nearest = doubt.flatten().argsort()
+    nearest = doubt.flatten().argsort()[: int(doubt.isfinite().sum())]
     best: tuple[float, tuple[int, ...]] = abs(open_sum), ()
     for count, most in enumerate(MOST_DOUBTFUL, start=1):
         few = nearest[:most]
@@ -111,23 +153,3 @@ def _close(
         if best[0] <= tolerance:
             break
     return best[1]
-
-
-def confirm_active(
-    active: Bool[Tensor, "C K T"], units: Float[Tensor, "C K T"], predicted: Float[Tensor, "C K T"]
-) -> Bool[Tensor, "C K T"]:
-    """Decide units in doubt again, by what the features found predict for them.
-
-    A unit that is off comes out as far below zero as units go; one that is on comes out at its own small value. What is
-    clearly zero stays so: among so many zeros some are predicted near zero by chance.
-
-    Args:
-        active: as decided before.
-        units: values behind the rectifier, rounding included.
-        predicted: values in front of the rectifier, of features that are near the truth.
-    """
-    error = (predicted - units)[active].abs()
-    bound = 5 * float(error.median()) if len(error) else 0.0
-    size = units / rounding_of(units)
-    doubtful = (size > DOUBT[0]) & (size < DOUBT[1])
-    return torch.where(doubtful, (predicted - units).abs() < bound, active)

@@ -7,10 +7,11 @@ convolution's update (`activation_equations`), for z = clamp(W_1 * x + b_1) and 
                 Most of z is zero, and zeros that are found are equations, so this comes close well beyond the length at
                 which M z = dW alone has one solution.
     fit         x by least squares on the clearly active units of that z.
-    polish      least |P (z(x) - z*)|^2 + mu |W_2 * z(x) + b_2 - H|^2 on units of H that are active, or wrongly
-                predicted to be, P the projection on what the update determines. Which units of z are active follows
-                from x; for fixed ones the problem is linear, and conjugate gradients with a diagonal preconditioner
-                solve it. 648 and 2,500 equations stand against 514 unknowns for each output frame.
+    polish      least |P c (z(x) - z*)|^2 + mu |c' (W_2 * z(x) + b_2 - H)|^2 on units of H that are active, or wrongly
+                predicted to be; P the projection on what the update determines, c the lengths of its columns, c' their
+                mean over a window. Which units of z are active follows from x; for fixed ones the problem is linear,
+                and conjugate gradients with a diagonal preconditioner solve it, the more exactly the nearer the end.
+                648 and 2,500 equations stand against 514 unknowns for each output frame.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,12 @@ from overheard.attacks.conv_front import Front, Second
 FRAME_WEIGHT = 3.0
 """mu: brings the eigenvalues of both terms to the same size with weights as they are initialised."""
 
+FIRST_ENERGY = 1e-5
+"""Part of the energy of its right side at which the first step's conjugate gradients stop."""
+
+LAST_ENERGY = 1e-10
+"""The same of the last steps'."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -37,6 +44,7 @@ class Evidence:
         equations: what its update says about activations.
         frames: H by channel, frequency and frame, zero where units are not active.
         active: units of H above zero and not saturated.
+        frame_weights: mu c'^2, zero in channels whose active units are in doubt.
     """
 
     front: Front
@@ -44,11 +52,35 @@ class Evidence:
     equations: ActivationEquations
     frames: Float[Tensor, "O J P"]
     active: Bool[Tensor, "O J P"]
+    frame_weights: Float[Tensor, "O J P"]
 
     def predict(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "O J P"]:
         """What the second rectifier is given by features."""
         activations = self.front.pre_activations(features).clamp(0.0, self.front.clip)
         return self.second.convolve(activations) + self.second.bias[:, None, None]
+
+
+def make_evidence(
+    front: Front,
+    second: Second,
+    equations: ActivationEquations,
+    frames: Float[Tensor, "O J P"],
+    active: Bool[Tensor, "O J P"],
+    trusted: Bool[Tensor, " O"],
+) -> Evidence:
+    """Evidence whose two parts weigh alike everywhere.
+
+    Args:
+        front: the first layer.
+        second: the second layer.
+        equations: what its update says about activations.
+        frames: H, rounding included.
+        active: its units above zero and not saturated.
+        trusted: channels of H whose active units are not in doubt.
+    """
+    known = torch.where(active | (frames >= 0.5 * front.clip), frames, 0.0)
+    weights = FRAME_WEIGHT * trusted[:, None, None] * second.mean(equations.lengths.square())
+    return Evidence(front, second, equations, known, active, weights)
 
 
 @dataclass(frozen=True)
@@ -75,11 +107,11 @@ class _Point:
     Attributes:
         features: (T, F).
         active: units of z above zero and not saturated.
-        misfit: z - nearest solution of M z = dW.
+        misfit: c (z - z*), z* the nearest solution of M z = dW.
         checked: units of H that count: active ones and those wrongly predicted to be.
         frame_misfit: of the units that count.
         cost: the sum that is minimised.
-        size: |z|^2.
+        size: |c z|^2.
     """
 
     features: Float[Tensor, "T F"]
@@ -118,13 +150,13 @@ def solve_features(
     """
     here = _look(evidence, start)
     target = tolerance**2 * here.size
-    steps, stalled = 0, 0
+    steps, stalled, rest = 0, 0, FIRST_ENERGY
     while steps < most_steps and here.cost > target and stalled < 2:
-        moved = _step(evidence, here)
+        moved = _step(evidence, here, rest)
         if moved is None:
             break
-        stalled = stalled + 1 if moved.cost > 0.9 * here.cost else 0
-        here, steps = moved, steps + 1
+        stalled = stalled + 1 if moved.cost > 0.8 * here.cost else 0
+        here, steps, rest = moved, steps + 1, max(rest / 10, LAST_ENERGY)
     scale = float(evidence.frames.norm()) or 1.0
     return FeatureSolution(
         here.features, float(here.misfit.norm()) / here.size**0.5, float(here.frame_misfit.norm()) / scale, steps
@@ -158,42 +190,55 @@ def _fit_features(
         return front.convolve_transposed(torch.where(clear, front.convolve(change), 0.0), *features.shape)
 
     slope = front.convolve_transposed(misfit, *features.shape)
-    return features + _conjugate_gradients(normal, -slope, front.energy(clear, *features.shape), steps)
+    return features + _conjugate_gradients(normal, -slope, front.energy(clear.to(features), *features.shape), steps)
 
 
 def _look(evidence: Evidence, features: Float[Tensor, "T F"]) -> _Point:
     front = evidence.front
     before = front.pre_activations(features)
     activations = before.clamp(0.0, front.clip)
-    misfit = activations - evidence.equations.nearest(activations)
+    lengths = evidence.equations.lengths
+    misfit = lengths * (activations - evidence.equations.nearest(activations))
     predicted = evidence.predict(features)
     saturated = evidence.frames >= front.clip
-    checked = evidence.active | (predicted > 0) & ~saturated | saturated & (predicted < front.clip)
+    checked = (evidence.frame_weights > 0) & (
+        evidence.active | (predicted > 0) & ~saturated | saturated & (predicted < front.clip)
+    )
     frame_misfit = torch.where(checked, predicted - evidence.frames, 0.0)
-    cost = float(misfit.square().sum()) + FRAME_WEIGHT * float(frame_misfit.square().sum())
+    cost = float(misfit.square().sum()) + float((evidence.frame_weights * frame_misfit.square()).sum())
     active = (before > 0) & (before < front.clip)
-    return _Point(features, active, misfit, checked, frame_misfit, cost, float(activations.square().sum()))
+    return _Point(features, active, misfit, checked, frame_misfit, cost, float((lengths * activations).square().sum()))
 
 
-def _step(evidence: Evidence, here: _Point, most_steps: int = 40) -> _Point | None:
-    """A Gauss-Newton step, halved until it helps; None if it does not. Its inside runs in float32."""
+def _step(evidence: Evidence, here: _Point, rest: float, most_steps: int = 60) -> _Point | None:
+    """A Gauss-Newton step, shortened until it helps; None if it does not. Its inside runs in float32.
+
+    Args:
+        evidence: what is known.
+        here: where to start.
+        rest: energy that conjugate gradients may leave, relative.
+        most_steps: of them.
+    """
     front, second, shape = evidence.front, evidence.second, here.features.shape
+    lengths, weights = evidence.equations.lengths, evidence.frame_weights
     grid = (here.misfit.shape[1], here.misfit.shape[2])
-    pull = here.misfit + FRAME_WEIGHT * second.convolve_transposed(here.frame_misfit, grid)
+    pull = lengths * here.misfit + second.convolve_transposed(weights * here.frame_misfit, grid)
     slope = front.convolve_transposed(torch.where(here.active, pull, 0.0), *shape)
     size = float(slope.norm())
     if size == 0.0:
         return None
     rough = replace(front, weight=front.weight.float(), bias=front.bias.float())
     rough_second = replace(second, weight=second.weight.float(), bias=second.bias.float())
+    rough_lengths, rough_weights = lengths.float(), torch.where(here.checked, weights.float(), 0.0)
 
     def normal(change: Tensor) -> Tensor:
         moved = torch.where(here.active, rough.convolve(change), 0.0)
-        framed = torch.where(here.checked, rough_second.convolve(moved), 0.0)
-        seen = evidence.equations.determined(moved) + FRAME_WEIGHT * rough_second.convolve_transposed(framed, grid)
+        framed = rough_weights * rough_second.convolve(moved)
+        seen = rough_lengths * evidence.equations.determined(moved) + rough_second.convolve_transposed(framed, grid)
         return rough.convolve_transposed(torch.where(here.active, seen, 0.0), *shape)
 
-    change = _conjugate_gradients(normal, (-slope / size).float(), rough.energy(here.active, *shape), most_steps)
+    energy = rough.energy(here.active * rough_lengths.square(), *shape)
+    change = _conjugate_gradients(normal, (-slope / size).float(), energy, most_steps, rest)
     for part in (1.0, 0.5, 0.25, 0.1, 0.03):
         there = _look(evidence, here.features + part * size * change.double())
         if there.cost < here.cost:
@@ -202,14 +247,18 @@ def _step(evidence: Evidence, here: _Point, most_steps: int = 40) -> _Point | No
 
 
 def _conjugate_gradients(
-    normal: Callable[[Tensor], Tensor], right: Float[Tensor, "T F"], diagonal: Float[Tensor, "T F"], steps: int
+    normal: Callable[[Tensor], Tensor],
+    right: Float[Tensor, "T F"],
+    diagonal: Float[Tensor, "T F"],
+    steps: int,
+    rest: float = 1e-6,
 ) -> Float[Tensor, "T F"]:
     """Solve normal(x) = right. The diagonal makes up for features at the edges, which few windows see."""
     solution, residual = torch.zeros_like(right), right
     direction = scaled = residual / diagonal
     energy = first = float((residual * scaled).sum())
     for _ in range(steps):
-        if energy <= 1e-6 * first:
+        if energy <= rest * first:
             break
         along = normal(direction)
         length = energy / float((direction * along).sum())

@@ -1,9 +1,10 @@
 """DeepSpeech 2's two convolutions in evaluation mode, with their norms folded in, and the adjoints of both."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,11 +44,11 @@ class Front:
         )
         return spread[0, 0].T
 
-    def energy(self, active: Bool[Tensor, "C K U"], num_frames: int, num_features: int) -> Float[Tensor, "T F"]:
-        """Sum of the squared weights through which each feature reaches active units; at least a thousandth of most."""
+    def energy(self, counted: Float[Tensor, "C K U"], num_frames: int, num_features: int) -> Float[Tensor, "T F"]:
+        """Sum of the squared weights through which each feature reaches units, times how much each of them counts."""
         squared = replace(self, weight=self.weight.square())
-        energy = squared.convolve_transposed(active.to(self.weight), num_frames, num_features)
-        return energy.clamp(min=1e-3 * float(energy.max()))
+        energy = squared.convolve_transposed(counted, num_frames, num_features)
+        return energy.clamp(min=1e-6 * float(energy.max()))
 
     def pre_activations(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "C K U"]:
         """What the first rectifier is given."""
@@ -71,6 +72,11 @@ class Second:
     def convolve(self, activations: Float[Tensor, "I K U"]) -> Float[Tensor, "O J P"]:
         """W_2 * z, without the bias."""
         return functional.conv2d(activations[None], self.weight, None, STRIDES[1], self.padding)[0]
+
+    def mean(self, values: Float[Tensor, "K U"]) -> Float[Tensor, "J P"]:
+        """Over each window, the padding counted as zero."""
+        window = values.new_full((1, 1, *KERNELS[1]), 1 / math.prod(KERNELS[1]))
+        return functional.conv2d(values[None, None], window, None, STRIDES[1], self.padding)[0, 0]
 
     def convolve_transposed(self, values: Float[Tensor, "O J P"], shape: tuple[int, int]) -> Float[Tensor, "I K U"]:
         """The adjoint of `convolve`, for activations of a (K, U) shape."""

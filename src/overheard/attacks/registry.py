@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from overheard.attacks import hessian_free, matching, sequential, span
+from overheard.attacks import hessian_free, matching, sequential, span, sparse_frames
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import rank_scan
 from overheard.errors import InputError
@@ -36,6 +36,11 @@ ATTACKS = {
     "span": Attack(span.attack, span.SpanConfig, "closed form for layers that see overlapping windows of the input"),
     "sequential": Attack(
         sequential.attack, sequential.SequentialConfig, "past that: frame after frame out of the layer behind"
+    ),
+    "sparse_frames": Attack(
+        sparse_frames.attack,
+        sparse_frames.SparseFramesConfig,
+        "DeepSpeech 2: sparse frames out of the first recurrence, then features out of the convolutions",
     ),
     "matching": Attack(matching.attack, matching.MatchingConfig, "gradient matching, for any model", in_auto=False),
     "hessian_free": Attack(

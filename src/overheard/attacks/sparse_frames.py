@@ -21,13 +21,13 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activation_equations import ActivationEquations
-from overheard.attacks.active_units import confirm_active, decide_active
+from overheard.attacks.active_units import ActiveUnits, confirm_active, decide_active
 from overheard.attacks.certificate import certify
-from overheard.attacks.conv_features import Evidence, solve_features, start_features
+from overheard.attacks.conv_features import Evidence, make_evidence, solve_features, start_features
 from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_order import Stopped, Timeline, order_frames
 from overheard.attacks.frames import find_frames, refit_frames
@@ -44,6 +44,10 @@ SPARE_STATES = 8
 """Dimensions of the state that frames must leave free for the path to be told from others."""
 
 
+EXACT = 10.0
+"""Multiples of the tolerance up to which features count as exact."""
+
+
 @dataclass(frozen=True)
 class SparseFramesConfig:
     """Settings of the attack.
@@ -54,7 +58,7 @@ class SparseFramesConfig:
         state_tolerance: part of a state outside the span of states up to which a frame fits.
         most_steps: Gauss-Newton steps on the features, at most.
         attempts: times that features are solved for, with units in doubt decided again in between.
-        tolerance: part of the activations that the update may contradict where features are exact.
+        tolerance: part of the activations that the update may contradict where solving for features stops.
     """
 
     zero_share: float = 0.35
@@ -62,7 +66,7 @@ class SparseFramesConfig:
     state_tolerance: float = 1e-3
     most_steps: int = 40
     attempts: int = 3
-    tolerance: float = 1e-5
+    tolerance: float = 3e-5
 
 
 @dataclass
@@ -93,7 +97,7 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
         return Reconstruction("sparse_frames", reason=found, settings=settings, diagnostics=diagnostics)
     text, certified = _words(observation, found, progress)
     residual = float(progress.diagnostics["feature_residual"])  # pyright: ignore[reportArgumentType]
-    exact = residual <= 100 * config.tolerance
+    exact = residual <= EXACT * config.tolerance
     reason = None if exact else f"the features found contradict {residual:.1e} of the activations that the update tells"
     return Reconstruction(
         attack="sparse_frames",
@@ -181,26 +185,28 @@ def _features(
     num_features = model.front_end.num_features
     coordinates = timeline.coordinates
     frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
-    decided = decide_active(frames, gradients, update.gradient("convolutions.1.bias"), model.config.clip)
-    active = decided.active
+    bias = update.gradient("convolutions.1.bias")
+    decided = decide_active(frames, gradients, bias, model.config.clip)
     progress.done("active", units_changed=decided.changed, bias_residual=decided.residual)
-    evidence = _evidence(model, update, frames, gradients, active, num_frames)
+    evidence = _evidence(model, update, frames, gradients, decided, num_frames)
     start = start_features(evidence, num_frames, num_features)
+    progress.done("start", channels_left_out=int((~decided.sure).sum()))
     best = solve_features(evidence, start, config.most_steps, config.tolerance)
     progress.done("features")
     attempts = 1
-    while attempts < config.attempts and best.residual > 10 * config.tolerance:
-        confirmed = confirm_active(active, frames, evidence.predict(best.features))
-        silent = ~confirmed & (frames < 0.5 * model.config.clip)
+    while attempts < config.attempts and best.residual > EXACT * config.tolerance:
+        confirmed = confirm_active(decided.active, frames, gradients, bias, evidence.predict(best.features))
+        silent = ~confirmed.active & (frames < 0.5 * model.config.clip)
         coordinates = refit_frames(basis, coordinates, silent.flatten(0, 1).T)
         frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
         evidence = _evidence(model, update, frames, gradients, confirmed, num_frames)
         solved = solve_features(evidence, best.features, config.most_steps, config.tolerance)
         attempts += 1
-        progress.done(f"features {attempts}", units_confirmed=int((confirmed != active).sum()))
+        changed = int((confirmed.active != decided.active).sum())
+        progress.done(f"features {attempts}", units_confirmed=changed, channels_left_out=int((~confirmed.sure).sum()))
         if solved.residual > 0.9 * best.residual:
             break
-        best, active = solved, confirmed
+        best, decided = solved, confirmed
     progress.diagnostics |= {
         "feature_residual": best.residual,
         "frame_residual": best.frame_residual,
@@ -242,15 +248,18 @@ def _evidence(
     update: ClientUpdate,
     frames: Float[Tensor, "O J P"],
     gradients: Float[Tensor, "O J P"],
-    active: Bool[Tensor, "O J P"],
+    decided: ActiveUnits,
     num_frames: int,
 ) -> Evidence:
+    """What is known for sure; channels in doubt are left out of the equations unless most are."""
     front = make_front(model)
+    active = decided.active
     grid = front.convolve(front.weight.new_zeros(num_frames, model.front_end.num_features)).shape
     weight = update.gradient("convolutions.1.weight")
-    equations = ActivationEquations(front, gradients * active, weight, (grid[1], grid[2]))
-    known = torch.where(active | (frames >= 0.5 * model.config.clip), frames, 0.0)
-    return Evidence(front, make_second(model), equations, known, active)
+    trusted = decided.sure if int(decided.sure.sum()) > len(decided.sure) // 2 else torch.ones_like(decided.sure)
+    told = gradients * (active & trusted[:, None, None])
+    equations = ActivationEquations(front, told, weight, (grid[1], grid[2]))
+    return make_evidence(front, make_second(model), equations, frames, active, trusted)
 
 
 def _input_frames(model: DeepSpeech2, count: int, known: tuple[int, ...] | None) -> int | None:
