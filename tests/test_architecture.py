@@ -29,7 +29,8 @@ LAYERS = {
     },
     "options": {"errors", "speech", "federation"},
     "cli_training": {"errors", "commands", "options", "recognition", "training", "benchmarks"},
-    "cli": {"errors", "commands", "options", "cli_training", "speech", "federation", "audit"},
+    "cli_federation": {"errors", "commands", "options", "federation"},
+    "cli": {"errors", "commands", "options", "cli_federation", "cli_training", "speech", "federation", "audit"},
 }  # fmt: skip
 """What each part may import besides itself and the version."""
 

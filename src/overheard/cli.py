@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
-from overheard import __version__, cli_training
+from overheard import __version__, cli_federation, cli_training
 from overheard.errors import InputError
 from overheard.options import DEFAULT_THREADS, Choice, Client, Machine, attack_options, client_settings, selection_of
 
@@ -250,17 +250,46 @@ def audit(
     audits.audit(plan, out, machine.device, machine.threads)
 
 
-def report(directory: Positional[Path]) -> None:
-    """Write DIRECTORY/report.html anew from its records.
+def listen(
+    directory: Positional[Path],
+    *,
+    corpus: Path | None = None,
+    speakers: str | None = None,
+    recogniser: str | None = None,
+    threads: int = DEFAULT_THREADS,
+) -> None:
+    """Listen to the audio that an audit kept: whose voice it is, what another recogniser hears, how close it sounds.
+
+    Adds to the records and writes the page anew. How many utterances were kept is the audit's --examples.
+
+    Example: overheard listen runs/ds1 --corpus corpora/LibriSpeech --speakers resemblyzer --recogniser runs/trained
+
+    Args:
+        directory: the --out folder of an audit
+        corpus: whose other utterances teach what each speaker sounds like
+        speakers: what compares voices: resemblyzer, or timbre, which needs nothing and hears little
+        recogniser: what listens for words: a trained model's path, or whisper:base
+        threads: for torch
+    """
+    from overheard.commands import audits
+
+    audits.listen_to(directory, corpus, speakers, recogniser, threads)
+
+
+def report(directory: Positional[Path], *, redact: bool = False) -> None:
+    """Write DIRECTORY/report.html and, for a paper, DIRECTORY/paper/ anew from its records.
+
+    The folder paper holds figures as PDF, tables as LaTeX and CSV, a paragraph on methods and BibTeX.
 
     Example: overheard report runs/ds1
 
     Args:
         directory: the --out folder of an audit or demo
+        redact: leave out audio, features and transcripts, to show the page to others: report-redacted.html
     """
     from overheard.commands import audits
 
-    audits.report(directory)
+    audits.report(directory, redact)
 
 
 def bench_second_order(*, threads: int = 1) -> None:
@@ -338,10 +367,12 @@ COMMANDS = Union[  # noqa: UP007
     Annotated[DATA, subcommand("data", description="Corpora: download, prepare, synthesize, inspect.")],
     _command("train", cli_training.train),
     _command("transcribe", cli_training.transcribe),
+    _command("federate", cli_federation.federate),
     _command("share", share),
     _command("attack", attack),
     _command("score", score),
     _command("audit", audit),
+    _command("listen", listen),
     _command("report", report),
     Annotated[BENCH, subcommand("bench", description="Ratios and tables: second-order, matching, train.")],
 ]

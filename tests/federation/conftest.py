@@ -1,6 +1,10 @@
 """Clients with a little to say."""
 
+import os
 from pathlib import Path
+
+# Before anything imports Flower.
+os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"})
 
 import pytest
 from lhotse import MonoCut

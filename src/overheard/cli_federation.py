@@ -1,0 +1,155 @@
+"""The command line of federated training; see `cli`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from overheard.options import Choice, Machine, selection_of
+
+if TYPE_CHECKING:
+    from overheard.federation.local_settings import LocalSettings
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a client does in a round.
+
+    Attributes:
+        kind: share the gradient of one batch (FedSGD), or the weights' change (delta) after local training (FedAvg)
+        epochs: passes over the client's speech
+        steps: steps instead of epochs
+        batch_size: utterances in one step
+        optimiser: of the client: sgd or adamw
+        learning_rate: of the client; with gradients, of the server's step
+        mode: normalisation and dropout as in training or as in evaluation
+        buffers: statistics of batch norms: averaged, or local to each client
+        weighting: of a client in the mean: by utterances, by frames, or equal
+    """
+
+    kind: Literal["gradient", "delta"] = "delta"
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 8
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.05
+    mode: Literal["train", "eval"] = "train"
+    buffers: Literal["average", "local"] = "average"
+    weighting: Literal["utterances", "frames", "equal"] = "utterances"
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the corpus falls into clients.
+
+    Attributes:
+        split: a client has the speech of its speakers, or utterances at random (iid) for contrast
+        speakers_per_client: of a split by speaker
+        clients: of a random split; as many as speakers unless given
+    """
+
+    split: Literal["speaker", "iid"] = "speaker"
+    speakers_per_client: int = 1
+    clients: int | None = None
+
+
+def federate(
+    *,
+    corpus: Path,
+    out: Path,
+    rounds: int = 10,
+    clients_per_round: int = 5,
+    recipe: Literal["librispeech-960", "librispeech-100", "librispeech-mini", "digits", "synthetic"] = "digits",
+    dev_corpus: Path | None = None,
+    model: str | None = None,
+    hold_out: tuple[str, ...] = (),
+    augment: bool = True,
+    strategy: str = "FedAvg",
+    defence: tuple[str, ...] = (),
+    capture: int = 0,
+    capture_rounds: tuple[int, ...] = (),
+    evaluate_every: int = 1,
+    deadline: float = 600.0,
+    least_replies: int = 1,
+    delta: float = 1e-5,
+    workers: int = 1,
+    local: OmitArgPrefixes[Local] = Local(),
+    split: OmitArgPrefixes[Split] = Split(),
+    choice: OmitArgPrefixes[Choice] = Choice(),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Train with clients that keep their speech, on Flower. Writes checkpoints, metrics.jsonl and curves to OUT.
+
+    Started again with the same flags it goes on from the last round. With --capture, what the server saw of some
+    clients is kept: overheard audit --run OUT attacks it.
+
+    Example: overheard federate --corpus corpora/digits --rounds 24 --clients-per-round 5 --optimiser adamw
+    --learning-rate 0.002 --out runs/federated
+
+    Example: overheard federate --corpus corpora/digits --model deepspeech1 --kind gradient --batch-size 1 --rounds 1
+    --capture 2 --defence clip:norm=1 noise:std=0.001 --out runs/captured
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        out: the run's folder; give it to --model of any command
+        rounds: of the whole run
+        clients_per_round: drawn for each round
+        recipe: model and choice of utterances
+        dev_corpus: where the server measures the word error rate, if not in the same corpus
+        model: instead of the recipe's: a name, or a file or run whose weights to start from
+        hold_out: speakers that are no clients; the word error rate is measured on them
+        augment: change what the models hear as the recipe says
+        strategy: of the server, NAME:KEY=VALUE,...: FedAvg, FedProx:proximal_mu=0.1, FedAvgM, FedAdam:eta=0.01,
+            FedYogi, FedAdagrad, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan
+        defence: in the order in which they act, NAME:KEY=VALUE,...: clip, clip-layers, noise, top-k, random-k, prune,
+            quantise-8, quantise-16, sign, dropout, local-steps, larger-batch, frozen, sample-dp, central-noise,
+            user-dp, secure-aggregation
+        capture: so many clients of a round have their updates kept
+        capture_rounds: rounds whose updates are kept; all unless given
+        evaluate_every: rounds between two measurements of the word error rate
+        deadline: seconds that a client may take for a round
+        least_replies: valid updates without which the run stops
+        delta: of the (epsilon, delta) that is stated
+        workers: processes that stand for clients side by side; 0 for this process, one client after another
+    """
+    from overheard.commands import federation
+    from overheard.federation.clients import ClientSplit
+
+    federation.federate(
+        federation.Order(
+            recipe=recipe,
+            corpus=corpus,
+            dev_corpus=dev_corpus,
+            out=out,
+            model=model,
+            selection=selection_of(choice, machine),
+            hold_out=hold_out,
+            augment=augment,
+            local=_local_settings(local),
+            split=ClientSplit(split.split, split.speakers_per_client, split.clients, machine.seed),
+            settings={
+                "rounds": rounds,
+                "clients_per_round": clients_per_round,
+                "strategy": strategy,
+                "defences": defence,
+                "capture": capture,
+                "capture_rounds": capture_rounds,
+                "evaluate_every": evaluate_every,
+                "deadline": deadline,
+                "least_replies": least_replies,
+                "delta": delta,
+                "seed": machine.seed,
+            },
+            workers=workers,
+            device=machine.device,
+            threads=machine.threads,
+        )
+    )
+
+
+def _local_settings(local: Local) -> "LocalSettings":
+    """The flags as the client understands them."""
+    from overheard.federation.local_settings import LocalSettings
+
+    return LocalSettings(**vars(local))
