@@ -8,6 +8,7 @@ from builders import observe, small_deepspeech1, small_deepspeech2
 from overheard.attacks import sparse_frames
 from overheard.attacks.activation_equations import ActivationEquations
 from overheard.attacks.active_units import decide_active
+from overheard.attacks.complete import complete
 from overheard.attacks.conv_front import Front, make_front, make_second
 from overheard.attacks.observation import Prior, Reconstruction
 from overheard.federation.client import ClientSettings
@@ -50,7 +51,8 @@ def snr(found: torch.Tensor, true: torch.Tensor) -> float:
 def test_features_and_words_come_back_from_the_update_alone(num_frames: int, config: dict[str, object]) -> None:
     batch = spoken(num_frames)
     model = model_of(**config)
-    found = attack(observe(model, batch))
+    observation = observe(model, batch)
+    found = complete(observation, attack(observation))
     assert found.reason is None
     assert found.unique
     assert found.features[0].shape == (num_frames, 161)

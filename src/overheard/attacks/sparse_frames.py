@@ -1,4 +1,4 @@
-"""DeepSpeech 2, exactly: frames, their order and strength, active units, features, words, certificate.
+"""DeepSpeech 2, exactly: frames, their order and strength, active units, features.
 
 The first convolution's update is saturated, but the first recurrence shares dW_ih = Delta' H, whose row space holds
 every frame of H, the rectified output of the convolutions. Each step takes the next unknown from another part of the
@@ -10,15 +10,15 @@ same update, and each has a test of its own:
     gradients   dW_ih = Delta' H              linear, now that H is known
     active      db of the second convolution  sums of gradients               the sums close
     features    dW of the second convolution  convex, then least squares      both are met
-    words       dW of the output layer        `transcript`                    its own
-    all         all                           the client's computation again  `certificate`
+
+Words and the certificate follow from features as they do after any attack (`complete`).
 
 Nothing is given but the public model and the update of one utterance. Layers below the recurrence must act on each
 frame alone, so their batch norm must run in evaluation mode.
 """
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -26,15 +26,13 @@ from torch import Tensor
 
 from overheard.attacks.activation_equations import ActivationEquations
 from overheard.attacks.active_units import ActiveUnits, confirm_active, decide_active
-from overheard.attacks.certificate import certify
-from overheard.attacks.conv_features import Evidence, make_evidence, solve_features, start_features
+from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evidence, solve_features, start_features
 from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_order import Stopped, Timeline, order_frames
 from overheard.attacks.frames import find_frames, refit_frames
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import layer_matrix, numerical_rank, precision_of
 from overheard.attacks.trajectory import Direction, make_direction
-from overheard.attacks.transcript import recover_transcripts
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.deepspeech2 import DeepSpeech2
 
@@ -46,6 +44,10 @@ SPARE_STATES = 8
 
 EXACT = 10.0
 """Multiples of the tolerance up to which features count as exact."""
+
+
+LIKELY = 10.0
+"""Error of features relative to the residual that they leave: features that few units see are known less exactly."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,17 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
     diagnostics = {**progress.diagnostics, "step_seconds": progress.seconds}
     if isinstance(found, str):
         return Reconstruction("sparse_frames", reason=found, settings=settings, diagnostics=diagnostics)
-    text, certified = _words(observation, found, progress)
-    residual = float(progress.diagnostics["feature_residual"])  # pyright: ignore[reportArgumentType]
-    exact = residual <= EXACT * config.tolerance
-    reason = None if exact else f"the features found contradict {residual:.1e} of the activations that the update tells"
+    exact = found.residual <= EXACT * config.tolerance
+    contradicted = f"the features found contradict {found.residual:.1e} of the activations that the update tells"
+    diagnostics["likely_errors"] = [LIKELY * found.residual]
     return Reconstruction(
         attack="sparse_frames",
-        features=(found,),
-        transcripts=(text,),
-        certified=certified,
+        features=(found.features,),
+        transcripts=(None,),
         unique=exact,
-        reason=reason,
+        reason=None if exact else contradicted,
         settings=settings,
-        diagnostics={**progress.diagnostics, "step_seconds": progress.seconds},
+        diagnostics=diagnostics,
     )
 
 
@@ -133,7 +133,7 @@ def _hindrance(observation: Observation) -> str | None:
 
 def _recover(
     observation: Observation, config: SparseFramesConfig, progress: _Progress, generator: torch.Generator
-) -> Float[Tensor, "T F"] | str:
+) -> FeatureSolution | str:
     """Features, or why there are none."""
     model, update = observation.model, observation.update
     assert isinstance(model, DeepSpeech2)
@@ -175,7 +175,7 @@ def _features(
     num_frames: int,
     config: SparseFramesConfig,
     progress: _Progress,
-) -> Float[Tensor, "T F"]:
+) -> FeatureSolution:
     """Features from frames in order, with their strengths.
 
     Where some units were taken for active wrongly, the features come near the truth but do not fit; what they predict
@@ -221,7 +221,7 @@ def _features(
         and float(features[-1].square().mean().sqrt()) < 1e-2 * scale_of_all
     ):
         features = features[:-1]
-    return features
+    return replace(best, features=features)
 
 
 def _frames_and_gradients(
@@ -289,22 +289,3 @@ def _directions(model: DeepSpeech2, update: ClientUpdate, precision: float) -> t
         rank = numerical_rank(recurrent, precision).rank
         made.append(make_direction(model.recurrences[0], suffix, recurrent, rank))  # pyright: ignore
     return made[0], made[1]
-
-
-def _words(
-    observation: Observation, features: Float[Tensor, "T F"], progress: _Progress
-) -> tuple[str | None, bool | None]:
-    """Transcript, declared or recovered, and whether the client's computation with it gives the update."""
-    if observation.prior.transcripts is not None:
-        text: str | None = observation.prior.transcripts[0]
-    else:
-        result = recover_transcripts(observation.model, observation.update, (features,))
-        text = result.texts[0]
-        progress.diagnostics["transcript_exact"] = result.exact[0]
-    progress.done("words")
-    if text is None:
-        return None, None
-    residual = float(progress.diagnostics["feature_residual"])  # pyright: ignore[reportArgumentType]
-    certificate = certify(observation.model, observation.update, (features,), (text,), precision=10 * residual)
-    progress.done("certificate", certificate_difference=certificate.relative_difference)
-    return text, certificate.certified
