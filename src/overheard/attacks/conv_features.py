@@ -30,6 +30,9 @@ FRAME_WEIGHT = 3.0
 FIRST_ENERGY = 1e-5
 """Part of the energy of its right side at which the first step's conjugate gradients stop."""
 
+SETTLED = 2e-3
+"""Part of the features that the last step may still have changed; the error is several times smaller after it."""
+
 LAST_ENERGY = 1e-10
 """The same of the last steps'."""
 
@@ -91,12 +94,14 @@ class FeatureSolution:
         features: (T, F).
         residual: of the activations that the features give, the part that the update contradicts; relative.
         frame_residual: of the frames that they give; relative.
+        change: of the features in the last step, relative: what their error was before it, and at most is after it.
         steps: Gauss-Newton steps taken.
     """
 
     features: Float[Tensor, "T F"]
     residual: float
     frame_residual: float
+    change: float
     steps: int
 
 
@@ -140,7 +145,7 @@ def start_features(evidence: Evidence, num_frames: int, num_features: int) -> Fl
 def solve_features(
     evidence: Evidence, start: Float[Tensor, "T F"], most_steps: int, tolerance: float
 ) -> FeatureSolution:
-    """Features from both layers' evidence; stops when the residual is small or no longer falls.
+    """Features from both layers' evidence; stops when residual and steps are small or the residual no longer falls.
 
     Args:
         evidence: what is known.
@@ -150,16 +155,21 @@ def solve_features(
     """
     here = _look(evidence, start)
     target = tolerance**2 * here.size
-    steps, stalled, rest = 0, 0, FIRST_ENERGY
-    while steps < most_steps and here.cost > target and stalled < 2:
+    steps, stalled, rest, change = 0, 0, FIRST_ENERGY, 1.0
+    while steps < most_steps and (here.cost > target or change > SETTLED) and stalled < 2:
         moved = _step(evidence, here, rest)
         if moved is None:
             break
         stalled = stalled + 1 if moved.cost > 0.8 * here.cost else 0
+        change = float((moved.features - here.features).norm() / moved.features.norm())
         here, steps, rest = moved, steps + 1, max(rest / 10, LAST_ENERGY)
     scale = float(evidence.frames.norm()) or 1.0
     return FeatureSolution(
-        here.features, float(here.misfit.norm()) / here.size**0.5, float(here.frame_misfit.norm()) / scale, steps
+        here.features,
+        float(here.misfit.norm()) / here.size**0.5,
+        float(here.frame_misfit.norm()) / scale,
+        change,
+        steps,
     )
 
 
