@@ -18,7 +18,10 @@ LAYERS = {
     "metrics": {"errors", "storage", "speech", "recognition"},
     "training": {"errors", "storage", "metering", "speech", "recognition", "metrics"},
     "audit": {"errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics"},
-    "report": {"errors", "storage", "audit.records", "audit.curves", "metrics.alignment", "metrics.intervals"},
+    "report": {
+        "errors", "storage", "audit.records", "audit.curves", "metrics.alignment", "metrics.identification",
+        "metrics.intervals",
+    },
     "benchmarks": {
         "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "training",
         "audit",

@@ -8,16 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from overheard.metrics.intervals import wilson
 from overheard.report.summary import (
     condition,
     failure_reasons,
     grouped,
-    median,
     records_shown,
     summarise,
     transcript_changes,
     verdict,
-    wilson,
 )
 
 
@@ -32,7 +31,6 @@ def test_wilson_equals_scipy(counts: tuple[int, int]) -> None:
 
 def test_nothing_tried_has_no_rate() -> None:
     assert wilson(0, 0) is None
-    assert median([None, None]) is None
     empty = summarise([])
     assert (empty.rate, empty.median_mae, empty.shortest, empty.in_part, empty.failed) == (None, None, None, 0, 0)
 
@@ -44,9 +42,14 @@ def test_summary_is_what_the_records_say() -> None:
     assert found.rate is not None
     assert (found.rate.successes, found.rate.trials, found.in_part, found.failed) == (9, 12, 1, 2)
     assert (found.shortest, found.longest) == (1.0, 1.0 + 0.37 * 8)
-    assert found.median_mae == statistics.median(each.feature_mae for each in recovered if each.feature_mae)
-    assert found.median_snr_db == 114.0
-    assert found.median_seconds == statistics.median(each.seconds for each in records if each.seconds)
+    for estimate, values in (
+        (found.median_mae, [each.feature_mae for each in recovered if each.feature_mae]),
+        (found.median_snr_db, [each.feature_snr_db for each in recovered if each.feature_snr_db]),
+        (found.median_seconds, [each.seconds for each in records if each.seconds]),
+    ):
+        assert estimate is not None
+        assert estimate.value == statistics.median(values)
+        assert min(values) <= estimate.low <= estimate.value <= estimate.high <= max(values)
     assert (found.certified, found.transcripts_read, found.transcripts_exact) == (0, 0, 0)
 
 
@@ -107,5 +110,10 @@ def test_changes_mark_words() -> None:
     assert transcript_changes("go", "") == [("missing", "go")]
 
 
-def test_median_leaves_out_what_is_absent() -> None:
-    assert median([3.0, None, 1.0]) == 2.0
+def test_half_a_recovery_shows_as_half() -> None:
+    half = record(0, frames_true=100, frames_close=50, words_true=4, words_recovered=2, transcript_recovered="go do")
+    found = summarise([half, record(1, frames_true=100, frames_close=100)])
+    assert found.frames is not None
+    assert found.frames.value == 0.75
+    assert found.words is not None
+    assert found.words.value == 0.5

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from audited_run import mixed_records, record
 
-from overheard.report.summary import summarise, wilson
+from overheard.metrics.intervals import wilson
+from overheard.report.summary import summarise
 from overheard.report.wording import (
     exposure_sentence,
     headline,
@@ -83,8 +84,8 @@ def test_rate_with_interval() -> None:
 def test_sentence_of_a_mixed_run() -> None:
     assert plain(model_sentence(summarise(mixed_records()))) == (
         "9 of 12 utterances came back whole (75.0 %, 95 % interval 46.8 to 91.1 %), 1 to 3.96 s long. "
-        "Their median feature error is 1.0 × 10⁻⁵. 1 came back in part or with errors, 2 not at all. "
-        "The median attack took 0.260 s."
+        "Their median feature error is 1.0 × 10⁻⁵ (4.0 × 10⁻⁶ to 1.6 × 10⁻⁵). "
+        "1 came back in part or with errors, 2 not at all. The median attack took 0.260 (0.190 to 0.330) s."
     )
 
 

@@ -7,11 +7,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from overheard.audit.listening import listen
 from overheard.audit.records import AuditRecord
 from overheard.audit.runner import AuditPlan, run_audit
 from overheard.commands.machine import set_up
 from overheard.errors import InputError
 from overheard.report.html import write_report
+from overheard.report.paper import write_paper
 from overheard.speech.corpus import Selection
 from overheard.speech.synthetic import synthesize
 
@@ -60,9 +62,23 @@ def demo(out: Path, seed: int, threads: int) -> None:
     audit(plan, out / "audit", "cpu", threads)
 
 
-def report(folder: Path) -> None:
-    """Write the page of a run anew."""
-    print(f"page: {write_report(folder)}")
+def listen_to(folder: Path, corpus: Path | None, speakers: str | None, recogniser: str | None, threads: int) -> None:
+    """Add hearings to a run's records, and write its page anew.
+
+    Raises:
+        InputError: voices are to be compared without a corpus to learn them from.
+    """
+    if speakers is not None and corpus is None:
+        raise InputError("speakers", "no corpus to learn voices from", "give one with --corpus")
+    set_up("cpu", threads)
+    listen(folder, corpus, speakers, recogniser, Console())
+    report(folder, redact=False)
+
+
+def report(folder: Path, redact: bool) -> None:
+    """Write the page of a run anew, and what a paper needs."""
+    print(f"page: {write_report(folder, redact=redact)}")
+    print(f"paper: {write_paper(folder)}")
 
 
 def result_table(records: list[AuditRecord]) -> Table:

@@ -17,7 +17,7 @@ NORMAL_QUANTILE = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 2_000_000
-"""Indices held in memory at a time."""
+"""Counts held in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,14 @@ def mean_estimate(values: Sequence[float | None], seed: int = 0) -> Estimate | N
 def _resampled_sums(
     values: Float[numpy.ndarray, "K R"], resamples: int, random: numpy.random.Generator
 ) -> Float[numpy.ndarray, "K B"]:
-    """Sums over draws of R records with replacement, the same draw for every row."""
-    records = values.shape[1]
-    together = max(1, DRAWN_AT_ONCE // records)
+    """Sums over draws of R records with replacement, the same draw for every row.
+
+    Records with equal values are drawn together, by how often each kind comes: of error counts there are few kinds.
+    """
+    kinds, counts = numpy.unique(values, axis=1, return_counts=True)  # (K, U)
+    together = max(1, DRAWN_AT_ONCE // len(counts))
     sums = []
     for start in range(0, resamples, together):
-        drawn = random.integers(records, size=(min(together, resamples - start), records))
-        sums.append(values[:, drawn].sum(axis=2))
+        drawn = random.multinomial(values.shape[1], counts / counts.sum(), size=min(together, resamples - start))
+        sums.append(kinds @ drawn.T)
     return numpy.concatenate(sums, axis=1)

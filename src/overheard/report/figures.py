@@ -142,7 +142,7 @@ def _tick(value: float) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", MINUS)
 
 
-def _decades(axes: Axes) -> None:
+def decades(axes: Axes) -> None:
     """A log scale labelled in powers of ten, a few of them."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
@@ -164,7 +164,7 @@ def spectrum_plot(name: str, spectrum: Float[Tensor, " R"], read: int | None, tr
     with drawing(name, 400, 250) as figure:
         axes = axes_within(figure, left=58, bottom=40, right=8, top=26)
         axes.plot(range(1, len(values) + 1), values, color=SERIES[0], linewidth=1.6)
-        _decades(axes)
+        decades(axes)
         axes.grid(axis="y")
         axes.set_xlabel("index of the singular value")
         axes.set_ylabel("relative to the largest")
@@ -218,7 +218,7 @@ def error_plot(name: str, records: Sequence[AuditRecord], threshold: float) -> M
                     alpha=0.8,
                     label=model_title(model) if whole else f"{model_title(model)}, not recovered",
                 ) if chosen else None
-        _decades(axes)
+        decades(axes)
         axes.axhline(threshold, color=INK, linewidth=0.9, linestyle="--", label=f"recovered below {threshold:g}")
         axes.grid(axis="y")
         axes.set_xlim(left=0.0)

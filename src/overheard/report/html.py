@@ -16,6 +16,7 @@ from overheard.report import wording
 from overheard.report.columns import columns_shown, settings_shared
 from overheard.report.examples import Example, examples_shown, read_example
 from overheard.report.figures import FeatureMaps, error_plot, feature_maps, spectrum_plot
+from overheard.report.overview import duration_plot, frame_error_plot, frontier_plot
 from overheard.report.run_folder import RankScan, read_config, read_ranks
 from overheard.report.summary import (
     Condition,
@@ -28,9 +29,11 @@ from overheard.report.summary import (
     transcript_changes,
     verdict,
 )
+from overheard.report.voices import TITLES, voices
 from overheard.storage import write_text
 
 REPORT = "report.html"
+REDACTED = "report-redacted.html"
 TEMPLATES = Path(__file__).parent / "templates"
 RECOVERED_BELOW = 0.01
 """The error in `AuditRecord.recovered`."""
@@ -61,25 +64,27 @@ class _ExamplePart:
     said: str | None
     read: str | None
     changes: list[tuple[str, str]] | None
+    frame_errors: Markup | None
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, redact: bool = False) -> Path:
     """Write the page of an audit's output folder; the same folder gives the same bytes.
 
     Args:
         folder: what `overheard audit` or `demo` wrote: config.json, results.jsonl, and where there are any, ranks.json
             and examples.
+        redact: leave out the examples, whose audio, features and transcripts are somebody's speech.
 
     Returns:
-        The page, report.html in that folder.
+        The page in that folder: report.html, or report-redacted.html.
 
     Raises:
         InputError: a file is missing or is not what it should be.
     """
     config, records, scans = read_config(folder), load_records(folder), read_ranks(folder)
-    chosen = examples_shown(records, EXAMPLES)
+    chosen = [] if redact else examples_shown(records, EXAMPLES)
     examples = [example for record in chosen if (example := read_example(folder, record)) is not None]
-    anchors = {example.record: f"example-{index}" for index, example in enumerate(examples, start=1)}
+    anchors = {example.record.example: f"example-{index}" for index, example in enumerate(examples, start=1)}
     page = (
         _environment()
         .get_template("report.html.jinja")
@@ -89,9 +94,13 @@ def write_report(folder: Path) -> Path:
             summary=summarise(records),
             models=_model_parts(records, scans, examples),
             conditions=_conditions(records),
+            voices=voices(records),
+            frontier_plot=frontier_plot("frontier", records),
+            duration_plot=duration_plot("durations", records),
+            redact=redact,
             error_plot=error_plot("error", records, RECOVERED_BELOW),
             threshold=RECOVERED_BELOW,
-            examples=[_example_part(anchors[example.record], example) for example in examples],
+            examples=[_example_part(anchors[example.record.example], example) for example in examples],
             examples_kept=len({record.example for record in records} - {None}),
             anchors=anchors,
             total=len(records),
@@ -104,7 +113,7 @@ def write_report(folder: Path) -> Path:
             **_inlined(),
         )
     )
-    path = folder / REPORT
+    path = folder / (REDACTED if redact else REPORT)
     write_text(path, page)
     return path
 
@@ -119,6 +128,7 @@ def _environment() -> Environment:
     )
     environment.globals["say"] = wording
     environment.globals["verdict"] = verdict
+    environment.globals["sources"] = TITLES
     return environment
 
 
@@ -160,7 +170,14 @@ def _conditions(records: Sequence[AuditRecord]) -> dict[str, Any]:
     groups = {key: summarise(group) for key, group in grouped(records, condition).items()}
     names = [field.name for field in fields(Condition)]
     differing = [name for name in names if len({getattr(key, name) for key in groups}) > 1]
-    return {"groups": groups, "names": ["model", *(name for name in differing if name != "model")]}
+    summaries = list(groups.values())
+    return {
+        "groups": groups,
+        "names": ["model", *(name for name in differing if name != "model")],
+        "priced": any(each.utility_wer for each in summaries),
+        "read": any(each.words for each in summaries),
+        "counted": any(each.frames for each in summaries),
+    }
 
 
 def _example_part(anchor: str, example: Example) -> _ExamplePart:
@@ -173,4 +190,7 @@ def _example_part(anchor: str, example: Example) -> _ExamplePart:
         said=said,
         read=read,
         changes=[*transcript_changes(said, read)] if said is not None and read is not None else None,
+        frame_errors=None
+        if example.recovered is None
+        else frame_error_plot(f"{anchor}-frames", example.true, example.recovered, example.front_end),
     )

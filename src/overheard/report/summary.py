@@ -1,42 +1,19 @@
 """From audit records to the numbers a report shows: counts, rates, medians, by pure functions."""
 
-import difflib
-import statistics
+import itertools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from overheard.audit.records import AuditRecord
+from overheard.metrics.alignment import align_words
+from overheard.metrics.intervals import Estimate, Rate, median_estimate, ratio_estimate, wilson
 
 Verdict = Literal["recovered", "in part", "failed"]
 Change = Literal["same", "missing", "wrong"]
 Key = TypeVar("Key", bound=Hashable)
-
-NORMAL_QUANTILE = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution, for 95 % intervals."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of trials with its 95 % interval.
-
-    Attributes:
-        successes: how many.
-        trials: of how many, at least 1.
-        low: lower end of the interval, 0 to 1.
-        high: upper end, 0 to 1.
-    """
-
-    successes: int
-    trials: int
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        """Successes over trials."""
-        return self.successes / self.trials
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -54,6 +31,9 @@ class Summary:
         median_snr_db: their median signal-to-noise ratio, dB.
         median_seconds: median wall time of the attack over all records that have one, s.
         median_peak_mb: median peak memory over the same, MB.
+        frames: median share of an utterance's frames that came back, of all records where it was counted.
+        words: share of the words said that were read, over all records that hold a transcript.
+        utility_wer: median word error rate of recognisers trained like this, the price of the defence.
         certified: records whose re-simulated update equals the observed one.
         transcripts_read: records with a recovered transcript.
         transcripts_exact: those where it is what was said, letter for letter.
@@ -65,10 +45,13 @@ class Summary:
     failed: int
     shortest: float | None
     longest: float | None
-    median_mae: float | None
-    median_snr_db: float | None
-    median_seconds: float | None
-    median_peak_mb: float | None
+    median_mae: Estimate | None
+    median_snr_db: Estimate | None
+    median_seconds: Estimate | None
+    median_peak_mb: Estimate | None
+    frames: Estimate | None
+    words: Estimate | None
+    utility_wer: Estimate | None
     certified: int
     transcripts_read: int
     transcripts_exact: int
@@ -87,6 +70,7 @@ class Condition:
     defence: str | None
     attack: str | None
     prior: str | None
+    epsilon: float | None
 
 
 @dataclass(frozen=True)
@@ -106,25 +90,6 @@ def verdict(record: AuditRecord) -> Verdict:
     return "in part" if record.status == "ok" else "failed"
 
 
-def wilson(successes: int, trials: int) -> Rate | None:
-    """A rate with its 95 % score interval (Wilson 1927); None where nothing was tried."""
-    if trials == 0:
-        return None
-    share, z2 = successes / trials, NORMAL_QUANTILE**2
-    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = NORMAL_QUANTILE * (share * (1 - share) / trials + z2 / (4 * trials**2)) ** 0.5 / (1 + z2 / trials)
-    # Rounding may not push the ends off the exact values that they have at 0 and at 1.
-    low = 0.0 if successes == 0 else middle - half
-    high = 1.0 if successes == trials else middle + half
-    return Rate(successes, trials, low, high)
-
-
-def median(values: Iterable[float | None]) -> float | None:
-    """The median of the values that exist, None where none does."""
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
-
-
 def summarise(records: Sequence[AuditRecord]) -> Summary:
     """Counts, the rate of recovery and medians of a set of records."""
     verdicts = Counter(map(verdict, records))
@@ -138,10 +103,15 @@ def summarise(records: Sequence[AuditRecord]) -> Summary:
         failed=verdicts["failed"],
         shortest=min(lengths, default=None),
         longest=max(lengths, default=None),
-        median_mae=median(record.feature_mae for record in recovered),
-        median_snr_db=median(record.feature_snr_db for record in recovered),
-        median_seconds=median(record.seconds for record in records),
-        median_peak_mb=median(record.peak_mb for record in records),
+        median_mae=median_estimate([record.feature_mae for record in recovered]),
+        median_snr_db=median_estimate([record.feature_snr_db for record in recovered]),
+        median_seconds=median_estimate([record.seconds for record in records]),
+        median_peak_mb=median_estimate([record.peak_mb for record in records]),
+        frames=median_estimate([_share_of_frames(record) for record in records]),
+        words=ratio_estimate(
+            [record.words_recovered or 0 for record in read], [record.words_true or 0 for record in read]
+        ),
+        utility_wer=median_estimate([record.utility_wer for record in records]),
         certified=sum(record.certified is True for record in records),
         transcripts_read=len(read),
         transcripts_exact=sum(record.transcript_recovered == record.transcript_true for record in read),
@@ -153,11 +123,11 @@ def condition(record: AuditRecord) -> Condition:
     return Condition(**{name: getattr(record, name) for name in Condition.__dataclass_fields__})
 
 
-def grouped(records: Iterable[AuditRecord], key: Callable[[AuditRecord], Key]) -> dict[Key, list[AuditRecord]]:
-    """Records by key, keys in the order in which they first appear."""
-    groups: dict[Key, list[AuditRecord]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Records, or what was made of them, by key, keys in the order in which they first appear."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
@@ -185,15 +155,29 @@ def records_shown(records: Sequence[AuditRecord], limit: int) -> list[AuditRecor
 
 def transcript_changes(true: str, recovered: str) -> list[tuple[Change, str]]:
     """What was said and what was read, word by word: runs that agree, that are `missing` and that are `wrong`."""
-    said, read = true.split(), recovered.split()
     changes: list[tuple[Change, str]] = []
-    matcher = difflib.SequenceMatcher(a=said, b=read, autojunk=False)
-    for operation, from_said, to_said, from_read, to_read in matcher.get_opcodes():
-        if operation == "equal":
-            changes.append(("same", " ".join(said[from_said:to_said])))
+    for word in align_words(true, recovered):
+        if word.fate == "hit":
+            changes.append(("same", word.said or ""))
             continue
-        if to_said > from_said:
-            changes.append(("missing", " ".join(said[from_said:to_said])))
-        if to_read > from_read:
-            changes.append(("wrong", " ".join(read[from_read:to_read])))
-    return changes
+        if word.said is not None:
+            changes.append(("missing", word.said))
+        if word.read is not None:
+            changes.append(("wrong", word.read))
+    return [(change, " ".join(words)) for change, words in _runs(changes)]
+
+
+def _runs(changes: Sequence[tuple[Change, str]]) -> Iterator[tuple[Change, list[str]]]:
+    """Neighbours of one kind together; between words that agree, first what is missing and then what is wrong."""
+    order: tuple[Change, ...] = ("missing", "wrong")
+    for agreeing, stretch in itertools.groupby(changes, lambda change: change[0] == "same"):
+        words = list(stretch)
+        for kind in ("same",) if agreeing else order:
+            if own := [word for change, word in words if change == kind]:
+                yield kind, own
+
+
+def _share_of_frames(record: AuditRecord) -> float | None:
+    if record.frames_close is None or not record.frames_true:
+        return None
+    return record.frames_close / record.frames_true

@@ -2,7 +2,8 @@
 
 import math
 
-from overheard.report.summary import Rate, Summary
+from overheard.metrics.intervals import Estimate, Rate
+from overheard.report.summary import Summary
 
 NO_BREAK = "\u00a0"
 MINUS = "\u2212"
@@ -46,7 +47,8 @@ def percent(share: float) -> str:
     """A share of 1 in per cent; 0 and 100 are said of nothing but none and all."""
     if share in (0.0, 1.0):
         return f"{100 * share:.0f}{NO_BREAK}%"
-    return f"{min(max(100 * share, 0.1), 99.9):.1f}{NO_BREAK}%"
+    # Error rates go beyond 1.
+    return f"{100 * share if share > 1 else min(max(100 * share, 0.1), 99.9):.1f}{NO_BREAK}%"
 
 
 def interval(rate: Rate) -> str:
@@ -57,6 +59,22 @@ def interval(rate: Rate) -> str:
 def rate_text(rate: Rate) -> str:
     """A rate and its interval in one phrase."""
     return f"{percent(rate.value)}, 95{NO_BREAK}% interval {interval(rate)}"
+
+
+def estimate_text(estimate: Estimate | None, unit: str = "") -> str:
+    """A median or ratio with the ends of its interval, as in 0.26 (0.15 to 0.37) s."""
+    if estimate is None:
+        return ABSENT
+    text = f"{number(estimate.value)} ({number(estimate.low)} to {number(estimate.high)})"
+    return f"{text}{NO_BREAK}{unit}" if unit else text
+
+
+def share_text(estimate: Estimate | None) -> str:
+    """A share of 1 with its interval, in per cent."""
+    if estimate is None:
+        return ABSENT
+    low = percent(estimate.low).removesuffix(f"{NO_BREAK}%")
+    return f"{percent(estimate.value)} ({low} to {percent(estimate.high)})"
 
 
 def counted(count: int, noun: str) -> str:
@@ -99,15 +117,16 @@ def model_sentence(summary: Summary) -> str:
     else:
         parts = [
             f"{rate.successes:,} of {tried} ({rate_text(rate)}){_length_range(summary)}.",
-            f"Their median feature error is {number(summary.median_mae)}.",
+            f"Their median feature error is {estimate_text(summary.median_mae)}.",
         ]
     if summary.in_part or summary.failed:
         parts.append(f"{_shortfall(summary)}.")
     if summary.transcripts_read:
         said = f"{summary.transcripts_exact:,} of {counted(summary.transcripts_read, 'transcript')} read"
-        parts.append(f"{said} letter for letter.")
+        of_words = "" if summary.words is None else f", {share_text(summary.words)} of the words"
+        parts.append(f"{said} letter for letter{of_words}.")
     if summary.median_seconds is not None:
-        parts.append(f"The median attack took {quantity(summary.median_seconds, 's')}.")
+        parts.append(f"The median attack took {estimate_text(summary.median_seconds, 's')}.")
     return " ".join(parts)
 
 

@@ -1,0 +1,164 @@
+"""What leaks at what price, and at which length: points of the frontier and rates by duration, drawn on any axes."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from overheard.audit.records import AuditRecord
+from overheard.metrics.intervals import Estimate, Rate, median_estimate, wilson
+from overheard.report.summary import grouped
+
+MARKERS = "osD^v"
+BINS = 8
+"""Classes of duration at most."""
+SERIES_DRAWN = 5
+"""More are not told apart in a column."""
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One defence of one model: its price and what still leaks.
+
+    Attributes:
+        model: as in the records.
+        defence: as in the records.
+        epsilon: of its guarantee, where it has one.
+        utility: median word error rate of recognisers trained like this; lower is better.
+        leakage: rate of utterances recovered; lower is better.
+    """
+
+    model: str | None
+    defence: str | None
+    epsilon: float | None
+    utility: Estimate
+    leakage: Rate
+
+
+@dataclass(frozen=True)
+class DurationBin:
+    """Utterances of one model and defence from `start` up to, not including, `end`, s."""
+
+    model: str | None
+    defence: str | None
+    start: float
+    end: float
+    rate: Rate
+
+
+Namer = Callable[[str | None, str | None], str]
+"""A model and a defence, or None for no word about it, to what a legend says."""
+
+
+@dataclass(frozen=True)
+class Ink:
+    """What a figure is drawn in."""
+
+    text: str
+    grid: str
+    series: Sequence[str]
+
+
+def frontier(records: Sequence[AuditRecord]) -> list[FrontierPoint]:
+    """One point for each model, defence and epsilon of the records that state a utility."""
+    priced = [record for record in records if record.utility_wer is not None]
+    points = []
+    for key, group in grouped(priced, lambda record: (record.model, record.defence, record.epsilon)).items():
+        utility = median_estimate([record.utility_wer for record in group])
+        leakage = wilson(sum(record.recovered for record in group), len(group))
+        assert utility is not None
+        assert leakage is not None
+        points.append(FrontierPoint(*key, utility, leakage))
+    return points
+
+
+def by_duration(records: Sequence[AuditRecord]) -> list[DurationBin]:
+    """Rates in classes of equal width, 1, 2 or 5 times a power of ten seconds; none where all are of one class."""
+    timed = [record for record in records if record.seconds_audio is not None]
+    if not timed:
+        return []
+    width = _width(max(record.seconds_audio or 0.0 for record in timed))
+    classes = grouped(
+        timed, lambda record: (record.model, record.defence, math.floor((record.seconds_audio or 0.0) / width))
+    )
+    if len({place for *_, place in classes}) < 2:
+        return []
+    bins = []
+    for (model, defence, place), group in sorted(classes.items(), key=lambda item: (str(item[0][:2]), item[0][2])):
+        rate = wilson(sum(record.recovered for record in group), len(group))
+        assert rate is not None
+        bins.append(DurationBin(model, defence, place * width, (place + 1) * width, rate))
+    return bins
+
+
+def draw_frontier(axes: Axes, points: Sequence[FrontierPoint], ink: Ink, name_of: Namer) -> None:
+    """Leakage against utility; the lower left corner is where everybody wants to be."""
+    models = grouped(points, lambda point: point.model)
+    for index, (model, group) in enumerate(models.items()):
+        colour = ink.series[index % len(ink.series)]
+        for point in group:
+            rate = point.leakage
+            axes.errorbar(
+                100 * point.utility.value,
+                100 * rate.value,
+                xerr=[[100 * max(0.0, point.utility.value - point.utility.low)],
+                      [100 * max(0.0, point.utility.high - point.utility.value)]],
+                yerr=[[100 * max(0.0, rate.value - rate.low)], [100 * max(0.0, rate.high - rate.value)]],
+                fmt=MARKERS[index % len(MARKERS)],
+                color=colour,
+                elinewidth=0.8,
+                markersize=5,
+                label=name_of(model, None) if point is group[0] else None,
+            )  # fmt: skip
+            text = point.defence or "defence not stated"
+            if point.epsilon is not None:
+                text += f", ε {point.epsilon:.3g}"
+            axes.annotate(
+                text,
+                (100 * point.utility.value, 100 * rate.value),
+                (5, 5),
+                textcoords="offset points",
+                fontsize="small",
+            )
+    axes.set_ylim(-4, 104)
+    axes.margins(x=0.25)
+    axes.set_xlabel("word error rate of the recogniser (%)")
+    axes.set_ylabel("utterances recovered (%)")
+    axes.grid(axis="y", color=ink.grid)
+
+
+def draw_by_duration(axes: Axes, bins: Sequence[DurationBin], ink: Ink, name_of: Namer) -> int:
+    """Rate of recovery in each class of duration with its interval; returns how many series are drawn."""
+    series = list(grouped(bins, lambda each: (each.model, each.defence)).items())[:SERIES_DRAWN]
+    for index, ((model, defence), group) in enumerate(series):
+        # Beside each other, so that intervals are not drawn on intervals.
+        shift = (index - (len(series) - 1) / 2) * 0.12 * (group[0].end - group[0].start)
+        axes.errorbar(
+            [(each.start + each.end) / 2 + shift for each in group],
+            [100 * each.rate.value for each in group],
+            yerr=[
+                [100 * max(0.0, each.rate.value - each.rate.low) for each in group],
+                [100 * max(0.0, each.rate.high - each.rate.value) for each in group],
+            ],
+            fmt=f"{MARKERS[index % len(MARKERS)]}-",
+            color=ink.series[index % len(ink.series)],
+            linewidth=1.0,
+            elinewidth=0.8,
+            markersize=4,
+            label=name_of(model, defence),
+        )
+    axes.set_ylim(-4, 104)
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("duration of the utterance (s)")
+    axes.set_ylabel("utterances recovered (%)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(axis="y", color=ink.grid)
+    return len(series)
+
+
+def _width(longest: float) -> float:
+    wanted = max(longest, 1e-3) / BINS
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= wanted)

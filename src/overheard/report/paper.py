@@ -1,0 +1,140 @@
+"""`write_paper`: what a paper needs from a run, in a folder beside its page; numbers come from the records alone.
+
+paper/figures/*.pdf    vector, one column wide, colours told apart by the colour-blind, fonts embedded
+paper/tables/*.tex     for booktabs, with the records behind each row in comments; *.csv in full precision
+paper/methods.tex      a paragraph generated from the settings
+paper/references.bib   what was used
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from overheard.audit.records import AuditRecord, load_records
+from overheard.report.figures import decades
+from overheard.report.leakage import MARKERS, Ink, by_duration, draw_by_duration, draw_frontier, frontier
+from overheard.report.methods import bibtex, methods
+from overheard.report.overview import series_title
+from overheard.report.run_folder import read_config
+from overheard.report.summary import grouped
+from overheard.report.tables import tables, to_csv, to_latex
+from overheard.storage import write_text, written_whole
+
+PAPER = "paper"
+COLUMN_INCHES = 3.4
+"""Width of a column in most two-column styles."""
+# Okabe and Ito, Color universal design, 2008; without the yellow, which paper swallows.
+PRINT = Ink("black", "#cccccc", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"))
+POINTS = 2000
+SMALLEST = 1e-9
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.5,
+    "pdf.fonttype": 42,
+    "text.parse_math": False,
+}
+
+
+def write_paper(folder: Path) -> Path:
+    """Write the folder `paper` of a run anew; the same records give the same bytes.
+
+    Raises:
+        InputError: config.json or results.jsonl is missing or is not what it should be.
+    """
+    config, records = read_config(folder), load_records(folder)
+    place = folder / PAPER
+    for part in ("figures", "tables"):
+        (place / part).mkdir(parents=True, exist_ok=True)
+    # What an earlier run of this drew, from other records, may not stay.
+    for old in [
+        *(place / "figures").glob("*.pdf"),
+        *(place / "tables").glob("*.tex"),
+        *(place / "tables").glob("*.csv"),
+    ]:
+        old.unlink()
+    for name, draw in _figures(records).items():
+        with _drawing() as figure:
+            draw(figure)
+            _save(figure, place / "figures" / f"{name}.pdf")
+    for table in tables(records):
+        write_text(place / "tables" / f"{table.name}.tex", to_latex(table))
+        write_text(place / "tables" / f"{table.name}.csv", to_csv(table))
+    write_text(place / "methods.tex", methods(config, records))
+    write_text(place / "references.bib", bibtex(config, records))
+    return place
+
+
+def _figures(records: Sequence[AuditRecord]) -> dict[str, Callable[[Figure], None]]:
+    """Those that the records can fill, by name."""
+    found: dict[str, Callable[[Figure], None]] = {}
+    points, bins = frontier(records), by_duration(records)
+    if points:
+        found["frontier"] = lambda figure: _with_legend(
+            figure, lambda axes: draw_frontier(axes, points, PRINT, series_title)
+        )
+    if bins:
+        found["durations"] = lambda figure: _with_legend(
+            figure, lambda axes: draw_by_duration(axes, bins, PRINT, series_title)
+        )
+    measured = [each for each in records if each.feature_mae is not None and each.seconds_audio is not None]
+    if measured:
+        found["errors"] = lambda figure: _with_legend(figure, lambda axes: _draw_errors(axes, measured))
+    return found
+
+
+def _draw_errors(axes: Any, records: Sequence[AuditRecord]) -> None:
+    """Feature error against duration, hollow where not recovered."""
+    drawn = records[:: -(-len(records) // POINTS)]
+    for index, ((model, defence), group) in enumerate(grouped(drawn, lambda one: (one.model, one.defence)).items()):
+        colour = PRINT.series[index % len(PRINT.series)]
+        for whole in (True, False):
+            chosen = [record for record in group if record.recovered is whole]
+            if not chosen:
+                continue
+            title = series_title(model, defence)
+            axes.scatter(
+                [record.seconds_audio or 0.0 for record in chosen],
+                [max(record.feature_mae or 0.0, SMALLEST) for record in chosen],
+                s=9,
+                marker=MARKERS[index % len(MARKERS)],
+                facecolor=colour if whole else "none",
+                edgecolor=colour,
+                linewidth=0.6,
+                label=title if whole else f"{title}, not recovered",
+            )
+    decades(axes)
+    axes.axhline(0.01, color=PRINT.text, linewidth=0.7, linestyle="--", label="recovered below 0.01")
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("duration of the utterance (s)")
+    axes.set_ylabel("mean absolute error")
+    axes.grid(axis="y", color=PRINT.grid)
+
+
+@contextmanager
+def _drawing() -> Iterator[Figure]:
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(COLUMN_INCHES, 2.3), layout="constrained")
+
+
+def _with_legend(figure: Figure, draw: Callable[[Any], object]) -> None:
+    draw(figure.add_subplot())
+    figure.legend(loc="outside upper left", ncols=1, handletextpad=0.4, borderaxespad=0.2)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_whole(path) as temporary:
+        # A date would make the same records other bytes.
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None, "Creator": "overheard"})
