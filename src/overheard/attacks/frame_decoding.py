@@ -8,6 +8,7 @@ Frames decode to zeros in the padding behind the utterance: this is how its end 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,11 @@ ZERO = 2e-2
 """Size of a padding frame, relative to the utterance's frames."""
 SAME = 1e-3
 """Difference of bit-identical frames, relative to their size, after decoding."""
+WAYS_TRIED = 48
+"""Guesses of what follows a run of equal frames, besides those of every window."""
+
+MISCOUNTED = 2
+"""Windows by which the rank may be off."""
 OLDER_STARTS = 8
 """Frames already decoded that are tried as a start where the last one fails."""
 
@@ -205,6 +211,7 @@ def decode_frames(
     first: Float[Tensor, "K F"],
     longest: int,
     more_starts: Callable[[], list[Float[Tensor, "S F"]]],
+    num_windows: int | None = None,
 ) -> DecodedFrames:
     """All frames of the utterance that starts with `first`.
 
@@ -214,6 +221,7 @@ def decode_frames(
         first: frames of its first window, padding left out.
         longest: positions after which to give up.
         more_starts: guesses of the newest frames of a window, asked for where those of the decoder's own fail.
+        num_windows: different windows that the utterance has, where that is known.
     """
     features, stride = layer.num_features, layer.stride
     known = (layer.window - stride) * features
@@ -223,17 +231,21 @@ def decode_frames(
     padding = layer.after - stride + 1
     repeats, refits, fitted = 0, 0, len(rows)
     blocks = _Blocks(problem.span, layer)
+    ways = _Ways()
     while (position := (len(rows) - layer.window) // stride + 1) < longest:
         if padding > 0 and len(rows) > layer.before + padding and _is_zero(rows[-padding:], rows):
-            break
+            missing = 0 if num_windows is None else num_windows - (position - max(0, repeats - 1))
+            if missing <= MISCOUNTED or not ways.go_back():
+                break
+            rows, repeats = rows[: ways.place], repeats - 1
+            fitted = min(fitted, len(rows))
+            continue
         offset = older @ rows[position * stride :].flatten() + problem.span.bias
         filled = position > 1 and _same(rows[-layer.window : -stride], rows[-layer.window + stride :])
-        fit = None
-        for start in _starts(rows, layer, filled, more_starts):
-            tried = fit_window(problem, offset, newest, start.flatten())
-            if tried.accepted and not (filled and _same(tried.unknowns.view(-1, features), rows[-stride:])):
-                fit = tried
-                break
+        starts = chain(_starts(rows, layer, filled, more_starts), ways.apart(rows[-stride:]) if filled else ())
+        tries = (fit_window(problem, offset, newest, start.flatten()) for start in starts)
+        accepted = (tried for tried in tries if tried.accepted)
+        fit = ways.out(accepted, rows, (stride, features)) if filled else next(accepted, None)
         if fit is None and fitted == len(rows):
             break
         if fit is not None:
@@ -245,6 +257,50 @@ def decode_frames(
     end = _end(problem.span, layer, rows, blocks.now(rows)) if layer.after else None
     decoded = rows[layer.before :] if end is None else end[layer.before : len(end) - layer.after]
     return DecodedFrames(decoded.double(), end is not None, repeats, refits)
+
+
+class _Ways:
+    """Ways out of runs of equal frames that fill a window: the span allows each of them after every run.
+
+    Speech that no run has led to before comes first, then what is known to lead to the end of the utterance, then the
+    padding behind it.
+    """
+
+    def __init__(self) -> None:
+        self.place = 0  # rows up to the last run
+        self._taken: list[Tensor] = []
+        self._last: Fit | None = None
+        self._to_end: Fit | None = None
+
+    def out(self, accepted: Iterator[Fit], rows: Float[Tensor, "R F"], shape: tuple[int, int]) -> Fit | None:
+        """The next one."""
+        padding = None
+        for fit in accepted:
+            frames = fit.unknowns.view(shape)
+            if _is_zero(frames, rows):
+                padding = fit
+            elif not any(_same(frames, other) for other in [*self._taken, rows[-shape[0] :]]):
+                self._taken.append(frames)
+                self._last, self.place = fit, len(rows)
+                return fit
+        return self._to_end or padding
+
+    def go_back(self) -> bool:
+        """To the last run, since the end came before all windows had; False where that was done before."""
+        again, self._to_end = self._to_end is None and self._last is not None, self._last
+        return again
+
+    def apart(self, last: Float[Tensor, "S F"]) -> Iterator[Float[Tensor, "S F"]]:
+        """Guesses in directions from a run's frame at right angles to those of the ways taken."""
+        if not self._taken:
+            return
+        generator = torch.Generator().manual_seed(0)
+        known = torch.linalg.qr(torch.stack([(each - last).flatten() for each in self._taken]).T).Q
+        size = float((self._taken[-1] - last).norm())
+        for index in range(WAYS_TRIED):
+            guess = torch.randn(last.numel(), generator=generator)
+            guess -= known @ (known.T @ guess)
+            yield last + (0.5 * 2 ** (index % 3)) * size * (guess / guess.norm()).view_as(last)
 
 
 class _Blocks:

@@ -52,7 +52,8 @@ ATTACKS = {
 }
 
 AUTO = "auto"
-"""Every attack but the slow ones, in the registry's order, until one brings something back."""
+"""Every attack but the slow ones, in the registry's order, until one brings back what it does not doubt; where all
+doubt, the first that brings back most."""
 
 
 def run_attack(
@@ -77,6 +78,7 @@ def run_attack(
         raise InputError("attack", "settings without an attack", f"name one of {', '.join(ATTACKS)}")
     device = next(observation.model.parameters()).device
     tried: dict[str, str | None] = {}
+    doubtful: Reconstruction | None = None
     with metered(device) as meter:
         for each in [key for key, row in ATTACKS.items() if row.in_auto] if name == AUTO else [name]:
             attack = ATTACKS[each]
@@ -84,12 +86,15 @@ def run_attack(
             config = config_from_json(attack.config, options or {}, f"settings of attack {each}")
             found = attack.run(observation, config, generator=generator)
             tried[each] = found.reason
-            if found.features:
+            if found.features and found.unique is not False:
                 break
+            if len(found.features) > (0 if doubtful is None else len(doubtful.features)):
+                doubtful = found
         else:
-            scan = rank_scan(observation)
-            exposed = [row.layer for row in scan if row.verdict == "span exposed"]
-            found = replace(found, diagnostics={**found.diagnostics, "exposed_layers": exposed})
+            if doubtful is None:
+                exposed = [row.layer for row in rank_scan(observation) if row.verdict == "span exposed"]
+                found = replace(found, diagnostics={**found.diagnostics, "exposed_layers": exposed})
+            found = doubtful or found
     return replace(
         found,
         given=observation.given(),

@@ -19,6 +19,7 @@ from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, first
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.rank import layer_matrix
+from overheard.attacks.repeated_frames import Restored, restore_repeats
 from overheard.attacks.window_refinement import Refinement, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 
@@ -106,16 +107,21 @@ def _decode(
     refined: list[Refinement] = []
     for first in first_windows(problem, layer, starts, size):
         # Equal frames are one direction of the span and many positions, so the rank is no bound; twice it is generous.
-        found = decode_frames(problem, layer, first, 2 * span.found.rank + layer.window, more_starts)
-        decoded.append(found)
-        refined.append(_refine_whole(span, layer, found))
+        windows = span.found.rank if size == 1 else None
+        frames = decode_frames(problem, layer, first, 2 * span.found.rank + layer.window, more_starts, windows)
+        decoded.append(frames)
+        refined.append(_refine_whole(span, layer, frames))
     complete = [one for one, frames in zip(refined, decoded, strict=True) if frames.complete]
     unique = len(complete) == size and max(one.predicted_error for one in complete) <= config.tolerance
-    repeats = [frames.repeats for frames in decoded]
+    found = tuple(
+        one.rows[layer.before : layer.before + len(frames.features)]
+        for one, frames in zip(refined, decoded, strict=True)
+    )
+    restored = restore_repeats(observation, found, layer.window) if unique else Restored(found)
     diagnostics |= {
-        "lengths": [len(frames.features) for frames in decoded],
+        "lengths": [len(features) for features in restored.features],
         "complete": [frames.complete for frames in decoded],
-        "repeats": repeats,
+        **restored.diagnostics(),
         "refits": [frames.refits for frames in decoded],
         "residuals": [one.residual for one in refined],
         "residuals_of_rounding": [one.expected for one in refined],
@@ -123,16 +129,12 @@ def _decode(
         "likely_errors": [one.likely_error for one in refined],
         "iterations": [one.iterations for one in refined],
     }
-    features = tuple(
-        one.rows[layer.before : layer.before + len(frames.features)]
-        for one, frames in zip(refined, decoded, strict=True)
-    )
     return Reconstruction(
         attack=NAME,
-        features=features,
-        transcripts=(None,) * len(features),
-        unique=(unique and not any(repeats)) if features else None,
-        reason=_reason(decoded, size, unique),
+        features=restored.features,
+        transcripts=(None,) * len(found),
+        unique=(unique and restored.reason is None) if found else None,
+        reason=_reason(decoded, size, unique) or restored.reason,
         settings=asdict(config),
         diagnostics=diagnostics,
     )
@@ -147,8 +149,6 @@ def _reason(decoded: list[DecodedFrames], size: int, unique: bool) -> str | None
     lost = [len(frames.features) for frames in decoded if not frames.complete]
     if lost:
         return f"lost before the end, after {', '.join(map(str, lost))} frames"
-    if any(frames.repeats for frames in decoded):
-        return "runs of equal frames fill whole windows; how long they last, the span does not tell"
     return None if unique else "the solution is not determined by the span to the stated tolerance"
 
 

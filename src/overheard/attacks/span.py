@@ -20,6 +20,7 @@ from torch import Tensor
 from overheard.attacks.length_scan import length_scan
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import layer_matrix, precision_of, rank_of_spectrum
+from overheard.attacks.repeated_frames import Restored, restore_repeats
 from overheard.attacks.span_solver import SpanSolution, projector_on_complement, row_space, solve_span
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
@@ -75,17 +76,22 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         reason = f"{missing} of {update.protocol.num_utterances} utterances not told apart: their lengths did not show"
     elif not unique:
         reason = "the solution is not determined by the span to the stated tolerance"
+    restored = Restored(tuple(each.features for each in solutions))
+    if unique and not missing:
+        restored = restore_repeats(observation, restored.features, layer.window)
+        reason = restored.reason
     diagnostics |= {
-        "lengths": [len(each.features) for each in solutions],
+        "lengths": [len(features) for features in restored.features],
+        **restored.diagnostics(),
         "residuals": [each.residual for each in solutions],
         "predicted_errors": [each.predicted_error for each in solutions],
         "likely_errors": [each.likely_error for each in solutions],
     }
     return Reconstruction(
         attack="span",
-        features=tuple(each.features for each in solutions),
+        features=restored.features,
         transcripts=(None,) * len(solutions),
-        unique=unique and not missing,
+        unique=unique and reason is None,
         reason=reason,
         settings=settings,
         diagnostics=diagnostics,
