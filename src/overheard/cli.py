@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
-from overheard import __version__, cli_federation, cli_training
+from overheard import __version__, cli_benchmarks, cli_federation, cli_training
 from overheard.errors import InputError
 from overheard.options import DEFAULT_THREADS, Choice, Client, Machine, attack_options, client_settings, selection_of
 
@@ -204,13 +204,16 @@ def score(reconstruction: Positional[Path], truth: Positional[Path]) -> None:
 
 def audit(
     *,
-    corpus: Path,
     out: Path,
+    corpus: Path | None = None,
+    run: Path | None = None,
     model: tuple[str, ...] = ("deepspeech1",),
     attack: str = "auto",
     until: Literal["features", "words", "certificate"] = "words",
     known: tuple[Literal["transcript", "length"], ...] = (),
     settings: tuple[str, ...] = (),
+    batch: int = 1,
+    batch_seconds: float | None = None,
     examples: int = 4,
     choice: OmitArgPrefixes[Choice] = Choice(),
     client: OmitArgPrefixes[Client] = Client(),
@@ -222,24 +225,39 @@ def audit(
 
     Example: overheard audit --corpus corpora/LibriSpeech --model deepspeech1 --max-seconds 6.2 --out runs/ds1
 
+    Example: overheard audit --run runs/federated --out runs/federated-audit
+
     Args:
-        corpus: folder in LibriSpeech's layout, or a manifest
         out: folder for records, examples and page
+        corpus: folder in LibriSpeech's layout, or a manifest
+        run: folder of overheard federate --capture instead: attack what its server saw
         model: one or more: names, files, or module:function
         attack: by name, or auto for each in turn
         until: how far to go: features, then words, then a certificate by running the client again
         known: what the attacker is declared to know beforehand
         settings: of the attack, as NAME=VALUE
+        batch: utterances in each client's batch, drawn by --seed; each is one record
+        batch_seconds: audio of such a batch at most, s
         examples: so many utterances, the first ones, keep their signals for the page
     """
     from overheard.audit.runner import AuditPlan
     from overheard.commands import audits
 
+    if run is not None:
+        from overheard.audit.federated import FederatedAudit
+
+        federated = FederatedAudit(run, attack, attack_options(settings), until, examples, machine.seed)
+        audits.audit_federated(federated, out, machine.device, machine.threads)
+        return
+    if corpus is None:
+        raise InputError("corpus", "neither --corpus nor --run", "give one of them")
     plan = AuditPlan(
         corpus=corpus,
         selection=selection_of(choice, machine),
         models=model,
         client=client_settings(client),
+        batch=batch,
+        batch_seconds=batch_seconds,
         attack=attack,
         options=attack_options(settings),
         until=until,
@@ -292,54 +310,6 @@ def report(directory: Positional[Path], *, redact: bool = False) -> None:
     audits.report(directory, redact)
 
 
-def bench_second_order(*, threads: int = 1) -> None:
-    """Time and weigh CTC, recurrences and matching steps against torch's own and naive ones; prints every ratio.
-
-    Takes minutes and 2 GB: the references do.
-
-    Example: overheard bench second-order --threads 1
-
-    Args:
-        threads: for torch
-    """
-    from overheard.commands import benchmarks
-
-    benchmarks.second_order_ratios(threads)
-
-
-def bench_matching(
-    *,
-    corpus: Path,
-    out: Path = Path("bench-matching"),
-    seconds_cpu: float = 120.0,
-    crops: int = 10,
-    crop_seconds: float = 1.0,
-    methods: tuple[str, ...] = (),
-    workers: int = 1,
-    seed: int = 0,
-) -> None:
-    """Compare ways of gradient matching on crops of real speech, with equal CPU time for each.
-
-    The client trains on the proportional part of each utterance's transcript. Started again with the same settings it
-    does what is missing.
-
-    Example: overheard bench matching --corpus corpora/LibriSpeech --seconds-cpu 120 --crops 10 --crop-seconds 1
-
-    Args:
-        corpus: folder in LibriSpeech's layout, or a manifest
-        out: folder for the results
-        seconds_cpu: CPU time of each method on each crop, s
-        crops: how many
-        crop_seconds: length of each, s
-        methods: only these: ours, cosine-adam, output-layer, hessian-free
-        workers: processes side by side, one thread each
-        seed: of crops, weights and attacks
-    """
-    from overheard.commands import benchmarks
-
-    benchmarks.matching(corpus, out, seconds_cpu, crops, crop_seconds, methods, workers, seed)
-
-
 DESCRIPTION = """Measure what a speech recogniser's training updates give away about the people who spoke.
 
 For models and speech that you are authorised to test."""
@@ -357,8 +327,8 @@ DATA = Union[  # noqa: UP007 (built from values)
 ]
 
 BENCH = Union[  # noqa: UP007
-    _command("second-order", bench_second_order),
-    _command("matching", bench_matching),
+    _command("second-order", cli_benchmarks.bench_second_order),
+    _command("matching", cli_benchmarks.bench_matching),
     _command("train", cli_training.bench_train),
 ]
 

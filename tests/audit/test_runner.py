@@ -125,3 +125,21 @@ def test_lines_that_are_no_records_are_refused(tmp_path: Path, line: str) -> Non
     (tmp_path / "results.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match=r"results\.jsonl:1"):
         load_records(tmp_path)
+
+
+def test_batches_give_a_record_for_each_utterance(corpus: Path, tmp_path: Path) -> None:
+    chapter = corpus / "part" / "11" / "1"
+    for index in (2, 3):
+        (chapter / f"11-1-000{index}.flac").unlink()
+    (chapter / "11-1.trans.txt").write_text("11-1-0000 ONE\n11-1-0001 TWO\n")
+    plan = AuditPlan(corpus=corpus, models=(MODEL.replace("96", "192"),), batch=2, examples=1)
+    records = run(plan, tmp_path / "run")
+    assert sorted(record.utterance for record in records) == ["11-1-0000", "11-1-0001"]
+    assert all(record.recovered and record.batch == 2 for record in records)
+    assert {record.utterance: record.transcript_recovered for record in records} == {
+        "11-1-0000": "ONE", "11-1-0001": "TWO",
+    }  # fmt: skip
+    assert sum(record.example is not None for record in records) == 1
+    assert len(run(plan, tmp_path / "run")) == 2, "a second start repeats nothing"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert "a batch of 2 utterances" in " ".join(config["threat_model"]["given"])

@@ -28,6 +28,7 @@ from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.rank import rank_scan
 from overheard.attacks.registry import AUTO
 from overheard.audit.examples import keep_example
+from overheard.audit.grouping import group
 from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records
 from overheard.audit.steps import make_batch, model_name, score, share
 from overheard.errors import InputError
@@ -51,11 +52,13 @@ class AuditPlan:
         models: names, files or module:function of those to attack.
         scanned: of those whose updates get a rank scan alone.
         client: how a client trains.
+        batch: utterances in each client's batch, drawn by the seed.
+        batch_seconds: audio of such a batch at most, s.
         attack: by name, or "auto".
         options: settings of the attack.
         until: how far the attack goes: features, words, certificate.
         known: what the attacker is declared to know beforehand, of `KNOWLEDGE`.
-        examples: how many utterances keep their signals: the first of the run, whatever comes of them.
+        examples: how many updates keep the signals of an utterance: the first of the run, whatever comes of them.
         seed: of random weights and of attacks.
     """
 
@@ -64,6 +67,8 @@ class AuditPlan:
     models: tuple[str, ...] = ("deepspeech1",)
     scanned: tuple[str, ...] = ()
     client: ClientSettings = ClientSettings()
+    batch: int = 1
+    batch_seconds: float | None = None
     attack: str = AUTO
     options: dict[str, Any] = field(default_factory=dict)
     until: Until = "words"
@@ -91,13 +96,17 @@ def run_audit(plan: AuditPlan, out: Path, device: torch.device, console: Console
         if each not in KNOWLEDGE:
             raise InputError("known", repr(each), f"choose from {', '.join(KNOWLEDGE)}")
     corpus = load_corpus(plan.corpus)
-    cuts, problems = select(corpus, plan.selection)
+    selected, problems = select(corpus, plan.selection)
+    batches = group(selected, plan.batch, plan.batch_seconds, plan.seed)
+    cuts = [cut for batch in batches for cut in batch]
+    if len(cuts) < len(selected):
+        console.print(f"{len(selected) - len(cuts)} of {len(selected)} utterances left out: they fill no batch")
     _start(plan, out, cuts, device)
     drop_partial_line(out)
     done = {(record.utterance, record.model) for record in load_records(out)} if (out / RESULTS).exists() else set()
     ranks = []
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("audit", total=len(plan.models) * (len(cuts) + len(problems)) + len(plan.scanned))
+        task = progress.add_task("audit", total=len(plan.models) * (len(batches) + len(problems)) + len(plan.scanned))
         for text in plan.models:
             model = resolve_model(text, plan.seed).to(device)
             audited = _Audited(plan, text, model, model_name(model, text), weights_fingerprint(model), out)
@@ -105,16 +114,18 @@ def run_audit(plan: AuditPlan, out: Path, device: torch.device, console: Console
                 if (problem.utterance, text) not in done:
                     append_record(out, audited.failed(problem))
                 progress.advance(task)
-            for index, cut in enumerate(cuts):
-                if (cut.id, text) not in done:
-                    for record in audited.audit(cut, keep=index < plan.examples):
-                        append_record(out, record)
+            for index, batch in enumerate(batches):
+                missing = {cut.id for cut in batch if (cut.id, text) not in done}
+                if missing:
+                    for record in audited.audit(batch, keep=index < plan.examples):
+                        if record.utterance in missing:
+                            append_record(out, record)
                 progress.advance(task)
-            ranks.append(audited.scan(cuts, attacked=True))
+            ranks.append(audited.scan(batches, attacked=True))
         for text in plan.scanned:
             model = resolve_model(text, plan.seed).to(device)
             audited = _Audited(plan, text, model, model_name(model, text), weights_fingerprint(model), out)
-            ranks.append(audited.scan(cuts, attacked=False))
+            ranks.append(audited.scan(batches, attacked=False))
             progress.advance(task)
     write_text(out / "ranks.json", json.dumps([rank for rank in ranks if rank is not None], indent=1))
     return load_records(out)
@@ -131,29 +142,34 @@ class _Audited:
     weights: str
     out: Path
 
-    def audit(self, cut: MonoCut, keep: bool) -> list[AuditRecord]:
-        """Records of one utterance: share, attack, score."""
-        speaker = str(cut.supervisions[0].speaker)
+    def audit(self, batch: Sequence[MonoCut], keep: bool) -> list[AuditRecord]:
+        """Records of the utterances of one batch: share, attack, score."""
         try:
-            reconstruction, truth = self._attack(cut)
+            reconstruction, truth = self._attack(batch)
         except InputError as error:
-            return [self.failed(Problem(cut.id, speaker, str(error.found), error.remedy), cut.duration)]
+            return self._all_failed(batch, str(error.found) if len(batch) == 1 else str(error), error.remedy)
         except (RuntimeError, ArithmeticError, MemoryError) as error:
             # torch reports failed decompositions and memory that ran out as RuntimeError.
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            return [self.failed(Problem(cut.id, speaker, reason, ""), cut.duration)]
+            return self._all_failed(batch, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "")
         records = [self._completed(record) for record in score(reconstruction, truth)]
         if keep:
-            folder = f"examples/{cut.id}" if len(self.plan.models) == 1 else f"examples/{cut.id}-{_slug(self.text)}"
+            name = batch[0].id
+            folder = f"examples/{name}" if len(self.plan.models) == 1 else f"examples/{name}-{_slug(self.text)}"
             keep_example(self.out / folder, reconstruction, truth)
-            records = [replace(record, example=folder) for record in records]
+            records[0] = replace(records[0], example=folder)
         return records
 
-    def scan(self, cuts: Sequence[MonoCut], attacked: bool) -> dict[str, Any] | None:
-        """The rank scan of the first utterance that has an update."""
-        for cut in cuts:
+    def _all_failed(self, batch: Sequence[MonoCut], reason: str, remedy: str) -> list[AuditRecord]:
+        return [
+            self.failed(Problem(cut.id, str(cut.supervisions[0].speaker), reason, remedy), cut.duration)
+            for cut in batch
+        ]
+
+    def scan(self, batches: Sequence[Sequence[MonoCut]], attacked: bool) -> dict[str, Any] | None:
+        """The rank scan of the first batch that has an update."""
+        for batch in batches:
             try:
-                observation, truth = self._observe(cut)
+                observation, truth = self._observe(batch)
             except InputError:
                 continue
             with metered(next(self.model.parameters()).device) as meter:
@@ -164,8 +180,8 @@ class _Audited:
                 "attacked": attacked,
                 "note": note,
                 "layers": layers,
-                "frames": len(truth.utterances[0].features),
-                "utterance": cut.id,
+                "frames": sum(len(said.features) for said in truth.utterances),
+                "utterance": ", ".join(cut.id for cut in batch),
                 "seconds": meter.seconds,
             }
         return None
@@ -179,7 +195,7 @@ class _Audited:
             reason=problem.reason,
             kind=self.plan.client.kind,
             mode=self.plan.client.mode,
-            batch=1,
+            batch=self.plan.batch,
             local_steps=self.plan.client.local_steps,
             attack=self.plan.attack,
             prior=", ".join(self.plan.known) or "nothing",
@@ -198,15 +214,15 @@ class _Audited:
             settings=self.plan.fingerprint(),
         )
 
-    def _observe(self, cut: MonoCut) -> tuple[Observation, Truth]:
-        batch, truth = make_batch(self.model, [load_utterance(cut)])
+    def _observe(self, cuts: Sequence[MonoCut]) -> tuple[Observation, Truth]:
+        batch, truth = make_batch(self.model, [load_utterance(cut) for cut in cuts])
         update = share(self.model, batch, self.plan.client, self.name, self.weights)
         transcripts = tuple(said.transcript for said in truth.utterances) if "transcript" in self.plan.known else None
         lengths = tuple(batch.num_frames.tolist()) if "length" in self.plan.known else None
         return Observation(self.model, update, Prior(transcripts, lengths)), truth
 
-    def _attack(self, cut: MonoCut) -> tuple[Reconstruction, Truth]:
-        observation, truth = self._observe(cut)
+    def _attack(self, batch: Sequence[MonoCut]) -> tuple[Reconstruction, Truth]:
+        observation, truth = self._observe(batch)
         plan = self.plan
         return attack_until(observation, plan.attack, plan.options, plan.seed, plan.until), truth
 
@@ -236,6 +252,7 @@ def _config(plan: AuditPlan, cuts: Sequence[MonoCut], device: torch.device) -> d
     prior = [f"each utterance's {what}" for what in plan.known]
     unknown = [f"the {what}" for what in KNOWLEDGE if what not in plan.known]
     update = "gradient" if plan.client.kind == "gradient" else "weights' change after local training"
+    said = "one utterance" if plan.batch == 1 else f"a batch of {plan.batch} utterances"
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "lhotse")}
     return {
         "command": shlex.join(["overheard", *sys.argv[1:]]),
@@ -245,7 +262,7 @@ def _config(plan: AuditPlan, cuts: Sequence[MonoCut], device: torch.device) -> d
         "threat_model": {
             "given": [
                 "the model: its architecture and the weights that the client started from",
-                f"the client's update: the {update} of one utterance, in {plan.client.mode} mode",
+                f"the client's update: the {update} of {said}, in {plan.client.mode} mode",
                 *prior,
             ],
             "not_given": ["the audio", "the features", *unknown, "who speaks"],
