@@ -30,10 +30,17 @@ LAYERS = {
         "errors", "storage", "metering", "speech", "recognition", "federation", "attacks", "metrics", "training",
         "audit", "report", "benchmarks",
     },
+    "notebook": {
+        "errors", "storage", "speech", "recognition", "federation", "attacks", "metrics", "audit", "report",
+    },
     "options": {"errors", "speech", "federation"},
     "cli_training": {"errors", "commands", "options", "recognition", "training", "benchmarks"},
+    "cli_benchmarks": {"commands"},
     "cli_federation": {"errors", "commands", "options", "federation"},
-    "cli": {"errors", "commands", "options", "cli_federation", "cli_training", "speech", "federation", "audit"},
+    "cli": {
+        "errors", "commands", "options", "cli_benchmarks", "cli_federation", "cli_training", "speech", "federation",
+        "audit",
+    },
 }  # fmt: skip
 """What each part may import besides itself and the version."""
 
