@@ -15,7 +15,8 @@ from rich.console import Console
 from tone_corpus import tiny_model
 from torch import nn
 
-from overheard.federation.client_app import ends_itself, make_client_app, simulated_node
+from overheard.federation import client_app
+from overheard.federation.client_app import simulated_node
 from overheard.federation.clients import ClientSplit, client_name
 from overheard.federation.local_settings import LocalSettings
 from overheard.federation.messages import ARRAYS, METRICS
@@ -56,32 +57,33 @@ class Fault:
 def faulty_app(folder: Path, faults: tuple[Fault, ...], deadline: float | None = None) -> ClientApp:
     """Clients of which some misbehave in every round."""
     node_of = functools.partial(simulated_node, folder.absolute(), "cpu", 1, deadline)
-    app, kinds = make_client_app(node_of), {fault.client: fault.kind for fault in faults}
-    honest = app._registered_funcs.pop("train.default")
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        kind = kinds.get(client_name(node_of(context).manifest))
-        if kind == "crash":
-            raise RuntimeError("the disk is gone")
-        if kind == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if kind == "nothing":
-            return Message(RecordDict(), reply_to=message)
-        if kind == "hang":
-            with ends_itself(deadline):
-                time.sleep(600)
-        reply = honest(message, context)
-        if kind is not None:
-            arrays = {name: np.array(each.numpy()) for name, each in reply.content.array_records[ARRAYS].items()}
-            _spoil(arrays, kind)
-            metrics = reply.content.metric_records[METRICS]
-            reply.content = RecordDict(
-                {ARRAYS: ArrayRecord({name: Array(each) for name, each in arrays.items()}), METRICS: metrics}
-            )
-        return reply
-
+    app = ClientApp()
+    app.query()(functools.partial(client_app.say_who, node_of))
+    app.train()(functools.partial(_faulty_train, node_of, {fault.client: fault.kind for fault in faults}))
     return app
+
+
+def _faulty_train(node_of: client_app.NodeOf, kinds: dict[str, str], message: Message, context: Context) -> Message:
+    node = node_of(context)
+    kind = kinds.get(client_name(node.manifest))
+    if kind == "crash":
+        raise RuntimeError("the disk is gone")
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "nothing":
+        return Message(RecordDict(), reply_to=message)
+    if kind == "hang":
+        with client_app.ends_itself(node.deadline):
+            time.sleep(600)
+    reply = client_app.train(node_of, message, context)
+    if kind is not None:
+        arrays = {name: np.array(each.numpy()) for name, each in reply.content.array_records[ARRAYS].items()}
+        _spoil(arrays, kind)
+        metrics = reply.content.metric_records[METRICS]
+        reply.content = RecordDict(
+            {ARRAYS: ArrayRecord({name: Array(each) for name, each in arrays.items()}), METRICS: metrics}
+        )
+    return reply
 
 
 def _spoil(arrays: dict[str, np.ndarray], kind: str) -> None:

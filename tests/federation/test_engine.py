@@ -1,4 +1,4 @@
-"""Flower's own simulation engine: the same weights as in one process, hung and killed clients, kill -9, no leftovers."""
+"""Flower's own simulation engine: hung and killed clients, a killed server, the same weights, nothing left behind."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tone_corpus import tiny_model
 
 pytest.importorskip("flwr", reason="Flower is not installed: overheard[federated]")
 pytest.importorskip("ray", reason="Ray is not installed: overheard[federated]")
@@ -32,15 +33,26 @@ def test_hung_killed_and_wrong_clients_are_named_and_the_others_learn(tones: Pat
     reasons = {line["client"]: line["reason"] for line in read_lines(tmp_path / "faulty" / "faults.jsonl")}
     assert set(reasons) == set(kinds)
     assert "the disk is gone" in reasons["100"]
-    assert all("died" in reasons[name] or "unavailable" in reasons[name].lower() for name in ("101", "102"))
+    assert all("ActorUnavailable" in reasons[name] or "ActorDied" in reasons[name] for name in ("101", "102"))
     assert not ray_processes(os.getpid())
 
 
 def test_a_killed_server_goes_on_to_the_same_weights(tones: Path, tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "overheard", "federate", "--corpus", str(tones), "--rounds", "6"),
-        *("--clients-per-round", "2", "--steps", "1", "--batch-size", "2", "--learning-rate", "0.01"),
-        *("--strategy", "FedAdam:eta=0.01", "--hold-out", "103", "--workers", "0", "--threads", "1"),
+        *(sys.executable, "-m", "overheard", "federate", "--corpus", str(tones), "--recipe", "synthetic"),
+        *("--rounds", "6", "--clients-per-round", "2", "--steps", "1", "--batch-size", "2", "--learning-rate", "0.01"),
+        *(
+            "--model",
+            tiny_model().to_json(),
+            "--strategy",
+            "FedAdam:eta=0.01",
+            "--hold-out",
+            "103",
+            "--workers",
+            "0",
+            "--threads",
+            "1",
+        ),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen([*command, "--out", str(tmp_path / "run")], env=environment, stdout=subprocess.DEVNULL)

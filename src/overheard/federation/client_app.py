@@ -30,6 +30,7 @@ from overheard.federation.messages import (
 from overheard.metrics.truth import TrueUtterance, Truth
 from overheard.recognition.models import build_model
 from overheard.speech.augmentation import generator_for
+from overheard.speech.corpus import load_utterance
 from overheard.storage import read_tensors, write_tensors
 from overheard.training.data import alphabet_of, front_end_of
 
@@ -58,6 +59,9 @@ class Node:
     deadline: float | None = None
 
 
+NodeOf = Callable[[Context], Node]
+
+
 def simulated_node(run: Path, device: str, threads: int, deadline: float | None, context: Context) -> Node:
     """The node that stands for a client of a simulation: number so-and-so of the run's manifests."""
     manifest = client_manifests(run / "clients")[int(context.node_config["partition-id"])]
@@ -69,25 +73,27 @@ def simulated_client_app(run: Path, device: str, threads: int, deadline: float |
     return make_client_app(functools.partial(simulated_node, run, device, threads, deadline))
 
 
-def make_client_app(node_of: Callable[[Context], Node]) -> ClientApp:
+def make_client_app(node_of: NodeOf) -> ClientApp:
     """A ClientApp; `node_of` says from Flower's context where a client's speech is."""
     app = ClientApp()
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        """Who is there."""
-        name = client_name(node_of(context).manifest)
-        return Message(RecordDict({CONFIG: ConfigRecord({CLIENT: name})}), reply_to=message)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        """One round."""
-        node = node_of(context)
-        torch.set_num_threads(node.threads)
-        with ends_itself(node.deadline):
-            return Message(answer(message.content, node), reply_to=message)
-
+    # Functions of this module and no closures: workers are sent their names.
+    app.query()(functools.partial(say_who, node_of))
+    app.train()(functools.partial(train, node_of))
     return app
+
+
+def say_who(node_of: NodeOf, message: Message, context: Context) -> Message:
+    """A client's name."""
+    name = client_name(node_of(context).manifest)
+    return Message(RecordDict({CONFIG: ConfigRecord({CLIENT: name})}), reply_to=message)
+
+
+def train(node_of: NodeOf, message: Message, context: Context) -> Message:
+    """One round of a client."""
+    node = node_of(context)
+    torch.set_num_threads(node.threads)
+    with ends_itself(node.deadline):
+        return Message(answer(message.content, node), reply_to=message)
 
 
 def answer(content: RecordDict, node: Node) -> RecordDict:
@@ -160,12 +166,13 @@ def _remember(node: Node, client: str, number: int, buffers: dict[str, Tensor]) 
 
 def _write_truth(path: Path, model: nn.Module, speech: ClientSpeech, outcome: LocalOutcome) -> None:
     """Every different utterance that the update was made from, as the model was given it."""
-    alphabet, speakers = alphabet_of(model), {cut.id: str(cut.supervisions[0].speaker) for cut in speech.cuts}
+    alphabet, cuts = alphabet_of(model), {cut.id: cut for cut in speech.cuts}
     said: dict[str, TrueUtterance] = {}
     for heard in outcome.heard:
         for index, name in enumerate(heard.utterances):
             if name not in said and heard.batch is not None:
                 text = alphabet.decode(heard.batch.utterance_labels(index))
                 features = heard.batch.utterance_features(index).clone()
-                said[name] = TrueUtterance(name, speakers[name], text, features, None)
+                spoken = load_utterance(cuts[name])
+                said[name] = TrueUtterance(name, spoken.speaker, text, features, spoken.waveform)
     Truth(tuple(said.values()), front_end_of(model)).save(path)

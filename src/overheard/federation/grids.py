@@ -16,6 +16,8 @@ from overheard.errors import InputError
 
 POLL = 0.05
 """Seconds between two looks for replies."""
+RESTART = 1.0
+"""Seconds until a worker that starts again is asked once more."""
 APP_ERROR = 1
 
 
@@ -61,21 +63,35 @@ class PatientGrid(Grid):
         return self.inner.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Replies until all are there or the time is over.
+        """Replies until all are there or the time is over; a worker that is just starting again is asked once more.
 
         Raises:
             Stopped: `stop` was set.
         """
-        waiting = set(self.push_messages(messages))
+        told = {message.metadata.dst_node_id: message for message in messages}
+        waiting = set(self.push_messages(told.values()))
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         while waiting and (end is None or time.monotonic() < end):
             arrived = list(self.pull_messages(waiting))
-            replies += arrived
             waiting -= {message.metadata.reply_to_message_id for message in arrived}
-            if waiting and self.stop.wait(POLL):
+            again = [message for message in arrived if _was_restarting(message)]
+            replies += [message for message in arrived if not _was_restarting(message)]
+            if (waiting or again) and self.stop.wait(RESTART if again else POLL):
                 raise Stopped
+            waiting |= set(self.push_messages([_copy(told[each.metadata.src_node_id]) for each in again]))
         return replies
+
+
+def _was_restarting(reply: Message) -> bool:
+    """Whether Ray refused to hand a message to a worker that had ended and was not back yet."""
+    return reply.has_error() and "The actor is restarting" in (reply.error.reason or "")
+
+
+def _copy(message: Message) -> Message:
+    """The same to the same node, as a message of its own."""
+    metadata = message.metadata
+    return Message(message.content, dst_node_id=metadata.dst_node_id, message_type=metadata.message_type)
 
 
 class Cohort(PatientGrid):

@@ -131,7 +131,7 @@ def read_answer(message: Message, client: str, expected: dict[str, Tensor], buff
         buffers: the server's statistics of norms, if clients send theirs.
     """
     if message.has_error():
-        return f"failed: {_short(message.error.reason or 'no reason given')}"
+        return f"failed: {short(message.error.reason or 'no reason given')}"
     arrays, metrics = message.content.array_records.get(ARRAYS), message.content.metric_records.get(METRICS)
     if arrays is None or metrics is None or not arrays:
         return "an empty reply"
@@ -140,7 +140,7 @@ def read_answer(message: Message, client: str, expected: dict[str, Tensor], buff
         tensors = from_record(arrays)
         statistics = {} if sent is None else from_record(sent)
     except (ValueError, TypeError, EOFError) as error:
-        return f"arrays that cannot be read ({_short(str(error))})"
+        return f"arrays that cannot be read ({short(str(error))})"
     for found, wanted, floating in ((tensors, expected, True), (statistics, buffers, False)):
         reason = _difference(found, wanted, floating)
         if reason is not None:
@@ -179,7 +179,7 @@ def _difference(found: dict[str, Tensor], wanted: dict[str, Tensor], floating: b
     return None
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """The innermost reason, on one line: engines wrap errors in errors."""
     line = " ".join(text.replace("\\n", " ").split())
     return line if len(line) <= 300 else f"{line[:150]} ... {line[-140:]}"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from overheard.errors import InputError
 from overheard.federation.defences.cohort import weighted_mean
 from overheard.federation.defences.registry import cohort_defence, cohort_mean
-from overheard.federation.grids import Cohort
+from overheard.federation.grids import POLL, Cohort
 from overheard.federation.local_training import trainable
 from overheard.federation.messages import (
     ARRAYS,
@@ -35,14 +35,15 @@ from overheard.federation.messages import (
     Task,
     from_record,
     read_answer,
+    short,
     to_record,
 )
 from overheard.federation.settings import FederationSettings
 from overheard.federation.strategies import COMPARING
 from overheard.speech.augmentation import generator_for
 
-ASKING = 60.0
-"""Seconds that a node may take to say who it is."""
+ASKING = 300.0
+"""Seconds that nodes may take to appear and to say who they are."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Rounds(Strategy):
         model: the server's; it holds the weights of the round that is going on.
         settings: of the run.
         first: rounds that an earlier sitting has behind it.
+        population: clients to wait for before the first round.
         task: says what a round asks of the clients, given its number and the cohort's names.
         report: is told of every round.
     """
@@ -86,6 +88,7 @@ class Rounds(Strategy):
         model: nn.Module,
         settings: FederationSettings,
         first: int,
+        population: int,
         task: Callable[[int, tuple[str, ...]], Task],
         report: Callable[[RoundReport], None],
     ) -> None:
@@ -94,6 +97,7 @@ class Rounds(Strategy):
         self.settings = settings
         self.local = settings.defended()
         self.first = first
+        self.population = population
         self.task = task
         self.report = report
         self.names: dict[int, str] = {}
@@ -130,11 +134,12 @@ class Rounds(Strategy):
             InputError: fewer clients there than a round needs.
         """
         number = self.first + server_round
-        self._ask_names(grid)
-        present = {self.names[node]: node for node in grid.get_node_ids() if node in self.names}
         wanted = self.settings.clients_per_round
+        # Later rounds do not wait for clients that have gone.
+        present, silent = self._ask_names(grid, self.population if server_round == 1 else wanted)
         if len(present) < wanted:
-            raise InputError("clients-per-round", wanted, f"{len(present)} clients answered; ask for no more than that")
+            found = f"{len(present)} of the {wanted} clients that a round needs said who they are{silent}"
+            raise InputError("clients", found, "ask for fewer with clients-per-round, or mend them")
         drawn = sorted(random.Random(f"{self.settings.seed} {number}").sample(sorted(present), wanted))
         self.cohort = {present[name]: name for name in drawn}
         config[TASK] = self.task(number, tuple(drawn)).record()
@@ -198,17 +203,29 @@ class Rounds(Strategy):
         """Nobody was asked."""
         return None
 
-    def _ask_names(self, grid: Grid) -> None:
-        """Learn the names of nodes that are new; nodes that do not answer cannot be drawn."""
-        new = [node for node in grid.get_node_ids() if node not in self.names]
-        messages = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in new]
-        replies = grid.send_and_receive(messages, timeout=ASKING) if messages else []
-        for reply in sorted(replies, key=lambda each: each.metadata.src_node_id):
-            name = None if reply.has_error() else reply.content.config_records.get(CONFIG, ConfigRecord()).get(CLIENT)
-            if isinstance(name, str):
-                # A client that came back is a new node under its old name.
-                self.names = {node: known for node, known in self.names.items() if known != name}
-                self.names[reply.metadata.src_node_id] = name
+    def _ask_names(self, grid: Grid, wanted: int) -> tuple[dict[str, int], str]:
+        """Wait for so many nodes with a name; the nodes by name, and why one has none."""
+        end = time.monotonic() + ASKING
+        asked: set[int] = set()
+        silent = ""
+        while True:
+            new = [node for node in grid.get_node_ids() if node not in self.names and node not in asked]
+            asked |= set(new)
+            messages = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in new]
+            for reply in grid.send_and_receive(messages, timeout=ASKING) if messages else []:
+                node = reply.metadata.src_node_id
+                if reply.has_error():
+                    silent = silent or f"; one said: {short(reply.error.reason or 'nothing')}"
+                    continue
+                name = reply.content.config_records.get(CONFIG, ConfigRecord()).get(CLIENT)
+                if isinstance(name, str):
+                    # A client that came back is a new node under its old name.
+                    self.names = {each: known for each, known in self.names.items() if known != name}
+                    self.names[node] = name
+            present = {self.names[node]: node for node in grid.get_node_ids() if node in self.names}
+            if len(present) >= wanted or time.monotonic() > end:
+                return present, silent
+            time.sleep(POLL)
 
     def _mean(self, answers: tuple[Answer, ...], number: int) -> dict[str, Tensor] | None:
         if self.summing is None:

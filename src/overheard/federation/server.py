@@ -99,7 +99,7 @@ class Server:
             self.progress = Progress(**checkpoint.state["progress"])
             self.evaluations = checkpoint.state["evaluations"]
             self.written = self.progress.round
-        self.rounds = Rounds(self.inner, model, settings, self.progress.round, self._task, self._report)
+        self.rounds = Rounds(self.inner, model, settings, self.progress.round, population, self._task, self._report)
         self.started = time.perf_counter() - self.progress.seconds
         for name in (METRICS, FAULTS):
             self._drop_later(folder / name)

@@ -1,0 +1,196 @@
+"""`audit_run`: attack the updates that a federated run kept, from its files alone, and score them against the truth.
+
+The attacker reads RUN/captured; RUN/truth is opened when the attack is over. The output folder is that of every audit.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from overheard import __version__
+from overheard.attacks.complete import Until, attack_until
+from overheard.attacks.observation import Observation
+from overheard.attacks.rank import rank_scan
+from overheard.attacks.registry import AUTO
+from overheard.audit.examples import keep_example
+from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records
+from overheard.audit.steps import public_model, score
+from overheard.errors import InputError
+from overheard.federation.capture import Captured, captured
+from overheard.federation.update import load_update
+from overheard.metering import metered
+from overheard.metrics.truth import Truth, load_truth
+from overheard.storage import write_text
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class FederatedAudit:
+    """What to audit; every field is kept in config.json.
+
+    Attributes:
+        run: folder of overheard federate.
+        attack: by name, or "auto".
+        options: settings of the attack.
+        until: how far the attack goes.
+        examples: how many updates keep their signals.
+        seed: of attacks.
+    """
+
+    run: Path
+    attack: str = AUTO
+    options: dict[str, Any] = field(default_factory=dict)
+    until: Until = "words"
+    examples: int = 4
+    seed: int = 0
+
+    def fingerprint(self) -> str:
+        """Hash of all that a record's value depends on."""
+        chosen = {name: value for name, value in asdict(self).items() if name != "examples"}
+        text = json.dumps([chosen, __version__], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def audit_run(plan: FederatedAudit, out: Path, device: torch.device, console: Console) -> list[AuditRecord]:
+    """Attack every update that was kept; returns every record of the folder.
+
+    Started again with the same settings it does what is missing.
+
+    Raises:
+        InputError: nothing was captured, or the folder holds another audit.
+    """
+    updates = list(captured(plan.run))
+    run = _configuration(plan.run)
+    _start(plan, out, updates, run, device)
+    drop_partial_line(out)
+    done = {(each.utterance, each.model) for each in load_records(out)} if (out / RESULTS).exists() else set()
+    ranks = []
+    with Progress(console=console, transient=True) as progress:
+        for index, each in enumerate(progress.track(updates, description="audit")):
+            truth = [said for path in each.truths for said in load_truth(path).utterances] if _known(each) else []
+            if truth and all((said.id, _title(each)) in done for said in truth):
+                continue
+            records, rank = _audit(plan, each, out, device, _defence(run), index < plan.examples)
+            for record in records:
+                append_record(out, record)
+            ranks.append(rank)
+    write_text(out / "ranks.json", json.dumps([rank for rank in ranks if rank is not None], indent=1))
+    return load_records(out)
+
+
+def _audit(
+    plan: FederatedAudit, each: Captured, out: Path, device: torch.device, defence: str, keep: bool
+) -> tuple[list[AuditRecord], dict[str, Any] | None]:
+    common = {"model": _title(each), "defence": defence, "seed": plan.seed, "settings": plan.fingerprint()}
+    common["weights"] = "as the round found them"
+    rank = None
+    try:
+        update = load_update(each.update)
+        model = public_model(update, str(each.model), plan.seed, str(each.update)).to(device)
+        observation = Observation(model, update)
+        with metered(device) as meter:
+            layers = [asdict(row) for row in rank_scan(observation)]
+        rank = {"model": _title(each), "attacked": True, "note": None, "layers": layers, "seconds": meter.seconds}
+        found = attack_until(observation, plan.attack, plan.options, plan.seed, plan.until)
+    except (InputError, RuntimeError, ArithmeticError, MemoryError) as error:
+        # torch reports failed decompositions and memory that ran out as RuntimeError.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        names = [(said.id, said.speaker) for said in _truth(each).utterances] if _known(each) else [(each.client, None)]
+        failed = [AuditRecord(name, who, reason=reason, attack=plan.attack, version=__version__) for name, who in names]
+        return [replace(record, **common) for record in failed], rank
+    if not _known(each):
+        # A deployment has no truth to score against: what came back is counted and no more.
+        frames = sum(len(matrix) for matrix in found.features)
+        record = AuditRecord(each.client, reason="no truth was kept", attack=found.attack, version=__version__)
+        return [replace(record, frames_recovered=frames, seconds=found.seconds, **common)], rank
+    truth = _truth(each)
+    rank["frames"] = len(truth.utterances[0].features)
+    records = [replace(record, **common) for record in score(found, truth)]
+    if keep:
+        folder = f"examples/{each.client}-round-{each.number}"
+        keep_example(out / folder, found, truth)
+        records[0] = replace(records[0], example=folder)
+    return records, rank
+
+
+def _title(each: Captured) -> str:
+    return f"{each.client}, round {each.number}"
+
+
+def _known(each: Captured) -> bool:
+    return bool(each.truths) and all(path.is_file() for path in each.truths)
+
+
+def _truth(each: Captured) -> Truth:
+    parts = [load_truth(path) for path in each.truths]
+    return Truth(tuple(said for part in parts for said in part.utterances), parts[0].front_end)
+
+
+def _defence(run: dict[str, Any]) -> str:
+    return ", ".join(run["settings"]["defences"]) or "none"
+
+
+def _configuration(run: Path) -> dict[str, Any]:
+    try:
+        read = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(read["settings"]["defences"], list):
+            raise TypeError("defences")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(str(run), f"no {CONFIG} of a federated run", "name a folder of overheard federate") from error
+    return read
+
+
+def _start(
+    plan: FederatedAudit, out: Path, updates: Sequence[Captured], run: dict[str, Any], device: torch.device
+) -> None:
+    """Write config.json, or refuse a folder that another audit has filled."""
+    file = out / CONFIG
+    if file.exists():
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(str(file), "broken", "choose another --out") from error
+        if kept != plan.fingerprint():
+            raise InputError(str(out), "holds an audit with other settings", "choose another --out, or delete it")
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(str(out), "a folder with other things in it", "choose a new or empty one with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    # Audits hold private speech.
+    out.chmod(0o700)
+    local, guarantees = run["settings"]["local"], [each["guarantee"] for each in run["defences"]]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "lhotse")}
+    speakers = {said.speaker for each in updates if _known(each) for said in _truth(each).utterances}
+    config = {
+        "command": shlex.join(["overheard", *sys.argv[1:]]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"overheard": __version__, "python": platform.python_version(), **versions},
+        "models": [_title(each) for each in updates],
+        "threat_model": {
+            "given": [
+                "the model: its architecture and the weights of the round",
+                f"what the server saw of each client: a {local['kind']} in {local['mode']} mode",
+                f"the defences: {_defence(run)}",
+            ],
+            "not_given": ["the audio", "the features", "the transcripts", "the lengths", "who speaks"],
+        },
+        "settings": {**json.loads(json.dumps(asdict(plan), default=str)), "federation": run["settings"]},
+        "guarantees": guarantees,
+        "fingerprint": plan.fingerprint(),
+        "corpus": {"path": str(plan.run), "utterances": len(updates), "speakers": len(speakers)},
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    write_text(file, json.dumps(config, indent=1))
