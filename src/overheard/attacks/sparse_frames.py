@@ -46,6 +46,10 @@ EXACT = 10.0
 """Multiples of the tolerance up to which features count as exact."""
 
 
+LIKELY = 10.0
+"""Error of features relative to the residual that they leave, at most: features at the edges are known less exactly."""
+
+
 @dataclass(frozen=True)
 class SparseFramesConfig:
     """Settings of the attack.
@@ -95,7 +99,7 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
         return Reconstruction("sparse_frames", reason=found, settings=settings, diagnostics=diagnostics)
     exact = found.residual <= EXACT * config.tolerance
     contradicted = f"the features found contradict {found.residual:.1e} of the activations that the update tells"
-    diagnostics["likely_errors"] = [found.change]
+    diagnostics["likely_errors"] = [max(found.change, LIKELY * found.residual)]
     return Reconstruction(
         attack="sparse_frames",
         features=(found.features,),
