@@ -18,6 +18,12 @@ from overheard.federation.update import ClientUpdate
 
 Verdict = Literal["span exposed", "saturated", "no clear rank"]
 
+TRACY_WIDOM = 4.0
+"""Deviations above its mean that the largest value of noise does not reach but once in tens of thousands of spectra."""
+
+GAP = 3.0
+"""Ratio of neighbouring singular values near the noise that windows of speech do not leave among themselves."""
+
 FIRST_SKETCH = 512
 """Width of the first random sketch: ranks below it, utterances up to 10 s, need no larger decomposition."""
 
@@ -102,6 +108,38 @@ def rank_of_spectrum(values: Float[Tensor, " R"], precision: float) -> Numerical
     gaps = torch.where(below, gaps, torch.ones_like(gaps))
     cut = int(gaps.argmax())
     return NumericalRank(cut + 1, float(gaps[cut]), values)
+
+
+def rank_above_noise(values: Float[Tensor, " C"], num_rows: int) -> NumericalRank:
+    """The rank of a matrix under independent noise of one unknown level: values that the noise alone cannot reach.
+
+    From the smallest value up, each is compared with the largest that noise of the level of those below it makes in a
+    matrix of what is left (Johnstone 2001, theorem 1.1). The margin is the ratio of the last value above to that bound.
+
+    Args:
+        values: singular values, largest first, of a matrix of no more columns than rows.
+        num_rows: R.
+    """
+    num_columns = values.numel()
+    taken = torch.arange(num_columns, dtype=values.dtype, device=values.device)
+    rows, columns = num_rows - taken, num_columns - taken
+    squares = values.square().flip(0).cumsum(0).flip(0)  # of each value and those below it
+    edge = (rows - 1).clamp(min=1).sqrt() + columns.sqrt()
+    spread = edge * ((rows - 1).clamp(min=1) ** -0.5 + columns**-0.5) ** (1 / 3)
+    bounds = (squares / (rows * columns) * (edge.square() + TRACY_WIDOM * spread)).sqrt()
+    above = torch.nonzero(values > bounds).flatten()
+    if not above.numel():
+        return NumericalRank(0, 1.0, values)
+    rank = int(above[-1]) + 1
+    # Rounding is not quite independent: a value or two of it may reach past the bound, but not across a gap.
+    doubtful = int((values[:rank] > GAP * bounds[min(rank, num_columns - 1)]).sum())
+    if doubtful < rank:
+        gaps = values[max(0, doubtful - 1) : rank] / values[max(0, doubtful - 1) + 1 : rank + 1].clamp(min=1e-300)
+        widest = int(gaps.argmax()) if len(gaps) == rank - max(0, doubtful - 1) else 0
+        if len(gaps) and float(gaps[widest]) > GAP:
+            rank = max(0, doubtful - 1) + widest + 1
+    bound = float(bounds[rank]) if rank < num_columns else 0.0
+    return NumericalRank(rank, float(values[rank - 1]) / bound if bound > 0 else 1.0, values)
 
 
 def layer_matrix(update: ClientUpdate, name: str, module: nn.Module) -> Float[Tensor, "R C"] | None:

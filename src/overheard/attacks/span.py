@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.length_scan import length_scan
+from overheard.attacks.noisy_span import NoisyRecovery, recover_from_noise
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import layer_matrix, precision_of, rank_of_spectrum
 from overheard.attacks.repeated_frames import Restored, restore_repeats
@@ -32,16 +33,31 @@ class SpanConfig:
 
     Attributes:
         neighbours: how far from the rank the number of positions is sought, to either side.
-        tolerance: predicted relative error of the features up to which a solution counts as the only one.
+        tolerance: predicted relative error of the features, along the worst-determined direction, up to which a
+            solution counts as the only one.
+        precision: the same over all directions.
+        noise: likely relative error of the closed form above which the update is taken to be noisy, and its features
+            by likelihood.
     """
 
     neighbours: int = 1
     tolerance: float = 1e-2
+    precision: float = 1e-3
+    noise: float = 3e-4
+
+
+CLEAR_MARGIN = 10.0
+"""Fall of the spectrum at the rank from which on no noise fills it."""
 
 
 def attack(observation: Observation, config: SpanConfig, *, generator: torch.Generator) -> Reconstruction:
-    """Every utterance of the batch from the first layer's update. `generator` is unused: nothing here is random."""
-    del generator
+    """Every utterance of the batch from the first layer's update; where that is noisy, also from the one behind it.
+
+    Args:
+        observation: all that the attacker sees.
+        config: its settings.
+        generator: of the draws from which the errors that noise causes are predicted.
+    """
     update = observation.update
     settings = asdict(config)
     layer = find_windowed_layer(observation.model, as_recogniser(observation.model).front_end.num_features)
@@ -66,13 +82,29 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         "spectrum": [float(value) for value in values / values[:1]],
     }
     failure = _beyond_reach(found.rank, len(values), layer, config)
-    if failure is not None:
+    solutions = [] if failure is not None else _solve_batch(basis, layer, found.rank, observation, config)
+    noisy = None
+    if found.rank and (found.margin < CLEAR_MARGIN or any(each.likely_error > config.noise for each in solutions)):
+        lengths = observation.prior.num_frames
+        if found.margin >= CLEAR_MARGIN and len(solutions) == update.protocol.num_utterances:
+            lengths = tuple(len(each.features) for each in solutions)
+        noisy = recover_from_noise(observation, layer, generator, lengths)
+    if noisy is not None and (noisy.fits or found.margin < CLEAR_MARGIN):
+        error = noisy.likely.predicted_error
+        solutions = [SpanSolution(features, noisy.excess, error, error) for features in noisy.likely.features]
+        diagnostics |= _described(noisy)
+    elif failure is not None:
         return Reconstruction("span", reason=failure, settings=settings, diagnostics=diagnostics)
-    solutions = _solve_batch(basis, layer, found.rank, observation, config)
-    unique = bool(solutions) and all(each.predicted_error <= config.tolerance for each in solutions)
+    fits = noisy is None or noisy.fits
+    determined = [
+        each.predicted_error <= config.tolerance and each.likely_error <= config.precision for each in solutions
+    ]
+    unique = bool(solutions) and fits and all(determined)
     missing = update.protocol.num_utterances - len(solutions)
     reason = None
-    if missing:
+    if not fits and not missing:
+        reason = "the features found leave more of the update unexplained than its noise does"
+    elif missing:
         reason = f"{missing} of {update.protocol.num_utterances} utterances not told apart: their lengths did not show"
     elif not unique:
         reason = "the solution is not determined by the span to the stated tolerance"
@@ -96,6 +128,19 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         settings=settings,
         diagnostics=diagnostics,
     )
+
+
+def _described(noisy: NoisyRecovery) -> dict[str, object]:
+    """What a fit under noise adds to the diagnostics, in place of the closed form's rank."""
+    return {
+        "rank": noisy.rank,
+        "rank_margin": noisy.margin,
+        "noisy_layers": list(noisy.layers),
+        "noise": list(noisy.noise),
+        "noise_excess": noisy.excess,
+        "likelihood_steps": noisy.likely.steps,
+        "likelihood_iterations": noisy.likely.iterations,
+    }
 
 
 def _beyond_reach(rank: int, size: int, layer: WindowedLayer, config: SpanConfig) -> str | None:

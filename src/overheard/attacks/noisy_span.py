@@ -1,0 +1,253 @@
+"""Utterances from a noisy update: how many windows there were, a first guess by the closed form, then likelihood.
+
+Noise fills the spectrum, so no gap ends it; the rank is the number of singular values that noise alone cannot reach, in
+whichever of the two layers tells it best (`rank.rank_above_noise`). The closed form with that many directions gives a
+first guess, `likelihood` the features. Where the rank is in doubt its neighbours are fitted too: too few windows leave
+more of the update unexplained than noise does, too many explain it no better.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
+from torch import Tensor, nn
+
+from overheard.attacks.likelihood import LikelyFeatures, NoisyLayer, most_likely_features
+from overheard.attacks.observation import Observation
+from overheard.attacks.pointwise import find_pointwise_layer
+from overheard.attacks.rank import NumericalRank, layer_matrix, rank_above_noise
+from overheard.attacks.rounding import rounding_size, scales_of
+from overheard.attacks.span_equations import normal_equations
+from overheard.attacks.span_solver import projector_on_complement, row_space
+from overheard.attacks.windows import WindowedLayer
+
+CLEAR_OF_NOISE = 2.0
+"""Ratio of the last value to the most that noise reaches from which on no neighbour is tried."""
+ENOUGH = 3e-4
+"""Predicted relative error from which on the layer behind is not asked too; it costs ten times the first."""
+MOST_EXCESS = 1.1
+"""Variance left by features over that left by the spans alone, up to which they explain the update. Wrong ones leave
+several times more; the variance of the spans is itself a few percent off where noise hides their weakest directions."""
+
+
+@dataclass(frozen=True)
+class NoisyRecovery:
+    """What came out of noise.
+
+    Attributes:
+        likely: the features and their predicted error.
+        excess: the largest, over layers, of the variance that the features leave over that which the spans leave.
+        rank: windows of all utterances.
+        margin: of the rank.
+        layers: names of those used.
+        noise: relative to each of their updates' root mean squares.
+    """
+
+    likely: LikelyFeatures
+    excess: float
+    rank: int
+    margin: float
+    layers: tuple[str, ...]
+    noise: tuple[float, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the features explain the update but for noise."""
+        return self.likely.settled and self.excess <= MOST_EXCESS
+
+
+@dataclass(frozen=True)
+class _Witness:
+    """A layer's noisy update with its spectrum."""
+
+    name: str
+    layer: NoisyLayer
+    found: NumericalRank
+
+    def left_by_span(self, positions: int) -> float:
+        """Variance of the noise when any span of so many directions may be taken out."""
+        values = self.found.singular_values
+        rest = max(1, (self.layer.rows - positions) * (len(values) - positions))
+        return float(values[positions:].square().sum()) / rest
+
+
+def recover_from_noise(
+    observation: Observation,
+    windowed: WindowedLayer,
+    generator: torch.Generator,
+    lengths: tuple[int, ...] | None = None,
+) -> NoisyRecovery | None:
+    """The most likely utterances; None where no first guess exists.
+
+    Args:
+        observation: all that the attacker sees.
+        windowed: the layer that sees windows.
+        generator: of the draws that predict the error.
+        lengths: frames of each utterance where they are known; needed for more than one.
+    """
+    first = _first_witness(observation, windowed)
+    if first is None or (lengths is None and observation.update.protocol.num_utterances > 1):
+        return None
+    if len(first.found.singular_values) - first.found.rank < windowed.num_features:
+        # Below the capacity as many values are noise alone; here the layer was shown more than it can tell.
+        return None
+    second = _second_witness(observation, windowed)
+    best = first if second is None or first.found.margin >= second.found.margin else second
+    known = None if lengths is None else sum(map(windowed.num_positions, lengths))
+    rank = known or best.found.rank
+    hypotheses = [rank] if known or best.found.margin >= CLEAR_OF_NOISE else [rank - 1, rank, rank + 1, rank + 2]
+    basis, _ = row_space(first.layer.matrix)
+    fits: dict[int, LikelyFeatures] = {}
+    for positions in hypotheses:
+        starts = _starts(basis, first.layer.scales, windowed, positions, lengths)
+        if starts is not None:
+            fits[positions] = most_likely_features(starts, [first.layer], windowed, generator)
+    if not fits:
+        return None
+    chosen = _fewest_that_explain(fits, first)
+    return _with_both(fits[chosen], chosen, basis, first, second, best.found.margin, windowed, lengths, generator)
+
+
+def _with_both(
+    alone: LikelyFeatures,
+    positions: int,
+    basis: Float[Tensor, "K C"],
+    first: _Witness,
+    second: _Witness | None,
+    margin: float,
+    windowed: WindowedLayer,
+    lengths: tuple[int, ...] | None,
+    generator: torch.Generator,
+) -> NoisyRecovery:
+    """The fit of the first layer, or, where that is not good enough, of both."""
+    found = _recovery(alone, positions, margin, (first,))
+    if second is None or (found.fits and alone.predicted_error <= ENOUGH):
+        return found
+    starts = [list(alone.features)] if found.fits else []
+    linear = _starts(basis, first.layer.scales, windowed, positions, lengths)
+    starts += [linear] if linear is not None else []
+    witnesses = (first, second)
+    for start in starts:
+        likely = most_likely_features(start, [each.layer for each in witnesses], windowed, generator)
+        together = _recovery(likely, positions, margin, witnesses)
+        if together.fits or not found.fits:
+            found = together
+        if found.fits:
+            break
+    return found
+
+
+def _recovery(likely: LikelyFeatures, positions: int, margin: float, witnesses: Sequence[_Witness]) -> NoisyRecovery:
+    """Add how well the features explain the update."""
+    tiny = torch.finfo(torch.float64).tiny
+    left = zip(likely.deviations, witnesses, strict=True)
+    excess = max(deviation**2 / max(each.left_by_span(positions), tiny) for deviation, each in left)
+    sizes = [
+        float(each.layer.matrix.square().sum()) / (each.layer.rows * len(each.layer.matrix.T)) for each in witnesses
+    ]
+    noise = [deviation / size**0.5 for deviation, size in zip(likely.deviations, sizes, strict=True)]
+    return NoisyRecovery(likely, excess, positions, margin, tuple(each.name for each in witnesses), tuple(noise))
+
+
+def _fewest_that_explain(fits: dict[int, LikelyFeatures], first: _Witness) -> int:
+    """The smallest number of windows that leaves no more than larger ones do, but for chance."""
+    for positions, fit in sorted(fits.items()):
+        equations = first.layer.rows * (len(first.layer.matrix.T) - positions)
+        chance = 3 * (2 / max(1, equations)) ** 0.5
+        larger = [other.deviations[0] ** 2 for more, other in fits.items() if more > positions]
+        if all(fit.deviations[0] ** 2 <= (1 + chance) * other for other in larger):
+            return positions
+    raise AssertionError("the largest has none above it")
+
+
+def _starts(
+    basis: Float[Tensor, "K C"],
+    scales: Float[Tensor, " C"],
+    windowed: WindowedLayer,
+    positions: int,
+    lengths: tuple[int, ...] | None,
+) -> list[Tensor] | None:
+    """The closed form with so many directions; None where it is not determined."""
+    if not 1 <= positions <= min(windowed.capacity, len(basis) - 1):
+        return None
+    # Frames that only a longer utterance of as many windows has are zeros in a shorter one's solution.
+    wanted = lengths or windowed.lengths(positions)[-1:]
+    projector = projector_on_complement(basis[:positions]) / (scales[:, None] * scales)
+    if len(scales) == len(windowed.order):
+        projector = nn.functional.pad(projector, (0, 1, 0, 1))
+    found = []
+    for length in wanted:
+        band, right = normal_equations(projector, windowed, length, windowed.num_positions(length))
+        try:
+            factor = (cholesky_banded(band, lower=True, check_finite=False), True)
+        except LinAlgError:
+            return None
+        solution = cho_solve_banded(factor, right, check_finite=False)
+        found.append(torch.from_numpy(solution).view(length, windowed.num_features))
+    return found or None
+
+
+def _whitened(observation: Observation, name: str) -> tuple[Float[Tensor, "R C"], Float[Tensor, " C"]] | None:
+    """Rows of [dW | db] that are not zero, over the scales of their rounding, and the columns' scales.
+
+    A scale common to all entries is left in. Rows need no scale of their own afterwards: it goes into the gradients.
+    """
+    matrix = layer_matrix(observation.update, name, observation.model.get_submodule(name))
+    if matrix is None:
+        return None
+    stored = [observation.update.tensors[key] for key in (f"{name}.weight", f"{name}.bias")
+              if key in observation.update.tensors]  # fmt: skip
+    sizes = [rounding_size(tensor) for tensor in stored]
+    matrix = matrix.cpu()
+    alive = (matrix != 0).any(dim=1)
+    matrix = matrix[alive]
+    if any(each is None for each in sizes) or len(alive) != len(stored[0]):
+        return matrix, torch.ones(matrix.shape[1], dtype=matrix.dtype)
+    together = torch.cat([each.cpu().reshape(len(alive), -1) for each in sizes if each is not None], dim=1)[alive]
+    rows, columns = scales_of(together, matrix != 0)
+    rows, columns = rows / rows.square().mean().sqrt(), columns / columns.square().mean().sqrt()
+    return matrix / rows[:, None] / columns, columns
+
+
+def _first_witness(observation: Observation, windowed: WindowedLayer) -> _Witness | None:
+    found = _whitened(observation, windowed.name)
+    if found is None:
+        return None
+    matrix, scales = found
+    order = torch.cat([windowed.order, torch.arange(len(windowed.order), matrix.shape[1])])
+    matrix, scales, rows = matrix[:, order], scales[order], len(matrix)
+    if rows > matrix.shape[1]:
+        matrix = torch.linalg.qr(matrix, mode="r").R
+    layer = NoisyLayer(matrix, rows, len(scales) > len(windowed.order), scales)
+    # The bias may carry noise of another level; the windows alone have the same rank.
+    values = torch.linalg.svdvals(matrix[:, : len(windowed.order)])
+    return _Witness(windowed.name, layer, rank_above_noise(values, max(rows, len(windowed.order))))
+
+
+def _second_witness(observation: Observation, windowed: WindowedLayer) -> _Witness | None:
+    """The layer behind; None where its inputs are no function of the windows, or there is none."""
+    protocol = observation.update.protocol
+    if protocol.mode != "eval" or protocol.local_steps > 1:
+        # Dropout hides units, and local steps change what the layer is shown.
+        return None
+    behind = find_pointwise_layer(observation.model, windowed)
+    found = None if behind is None else _whitened(observation, behind.name)
+    module = observation.model.get_submodule(windowed.name)
+    weight = module.get_parameter("weight").detach().double().flatten(1)[:, windowed.order].cpu()
+    if behind is None or found is None or found[0].shape[1] - len(weight) not in (0, 1):
+        return None
+    matrix, scales = found
+    bias = module.bias.detach().double().cpu() if isinstance(module.bias, Tensor) else weight.new_zeros(len(weight))
+    on = (matrix[:, : len(weight)] != 0).any(dim=0)
+    if not bool(on.all()):
+        # Units that no window switched on are no inputs.
+        columns = torch.cat([on, on.new_ones(matrix.shape[1] - len(on))])
+        matrix, scales, weight, bias = matrix[:, columns], scales[columns], weight[on], bias[on]
+    layer = NoisyLayer(matrix, len(matrix), len(scales) > len(weight), scales, weight, bias, behind.activation)
+    # Squaring costs half the digits, which noise has taken already.
+    seen = matrix[:, : len(weight)]
+    gram = seen.T @ seen if seen.shape[0] >= seen.shape[1] else seen @ seen.T
+    values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
+    return _Witness(behind.name, layer, rank_above_noise(values, max(seen.shape)))
