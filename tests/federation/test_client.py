@@ -7,7 +7,7 @@ import torch
 
 from builders import batch_of, small_deepspeech1, small_deepspeech2
 from overheard.errors import InputError
-from overheard.federation.client import ClientSettings, client_update
+from overheard.federation.client import ClientSettings, client_update, settings_of
 from overheard.federation.update import ClientUpdate, Kind, Protocol, check_fits, load_update
 from overheard.recognition.loss import check_feasible, recognition_loss
 from overheard.speech.batching import collate
@@ -53,6 +53,35 @@ def test_a_delta_is_client_minus_server(steps: int) -> None:
     gradient = client_update(model, batch, ClientSettings(), "m", "w")
     if steps == 1:
         assert torch.allclose(update.gradient("output.bias"), gradient.gradient("output.bias"), atol=1e-4)
+
+
+def test_momentum_decay_and_clipping_are_those_of_torch() -> None:
+    model, batch = small_deepspeech1(hidden_size=8), batch_of(12)
+    settings = ClientSettings("delta", "eval", 4, 0.05, momentum=0.9, weight_decay=0.01, clip_norm=0.5)
+    update = client_update(model, batch, settings, "m", "w")
+    reference = small_deepspeech1(hidden_size=8)
+    optimiser = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    for _ in range(4):
+        optimiser.zero_grad()
+        recognition_loss(reference.eval(), batch).backward()
+        assert torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5) > 0.5
+        optimiser.step()
+    for name, parameter in reference.named_parameters():
+        expected = parameter.detach() - model.get_parameter(name).detach()
+        assert torch.allclose(update.tensors[name], expected, atol=1e-6), name
+    assert settings_of(update.protocol) == settings
+
+
+def test_decay_is_taken_out_of_a_delta() -> None:
+    """What is left spans no more than the gradients do: without it, the weights themselves are in there."""
+    model, batch = small_deepspeech1(hidden_size=64).double(), batch_of(12)
+    batch = collate([batch.utterance_features(0).double()], [[1, 2]])
+    settings = ClientSettings("delta", "eval", 3, 0.05, momentum=0.9, weight_decay=0.1)
+    update = client_update(model, batch, settings, "m", "w")
+    name = "input_layers.0.weight"
+    raw = torch.linalg.matrix_rank(update.gradient(name), rtol=1e-9)
+    without = torch.linalg.matrix_rank(update.gradient_without_decay(name, model.get_parameter(name)), rtol=1e-9)
+    assert int(raw) > int(without) == 12
 
 
 @pytest.mark.parametrize("kind", ["gradient", "delta"])
@@ -106,6 +135,10 @@ def test_an_infinite_loss_is_no_update() -> None:
         ({"kind": "delta", "learning_rate": float("nan")}, "learning_rate: nan"),
         ({"kind": "delta", "learning_rate": -1.0}, "learning_rate: -1.0"),
         ({"local_steps": 3}, "several steps"),
+        ({"momentum": -0.1}, "momentum: -0.1"),
+        ({"weight_decay": float("nan")}, "weight_decay: nan"),
+        ({"clip_norm": 0.0}, "clip_norm: 0.0"),
+        ({"momentum": 0.9}, "a gradient with momentum"),
     ],
 )
 def test_a_protocol_checks_itself(fields: dict, message: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,25 @@ class ClientSettings:
     Attributes:
         kind: share the gradient, or the weights' change after local SGD.
         mode: run normalisation and dropout as in evaluation or in training.
-        local_steps: steps of plain SGD on the same batch before a delta is shared.
+        local_steps: steps of SGD on the same batch before a delta is shared.
         learning_rate: of those steps.
+        momentum: of those steps.
+        weight_decay: of those steps, added to the gradient as in `torch.optim.SGD`.
+        clip_norm: largest norm of the gradient of a step, over all parameters; None for any.
     """
 
     kind: Kind = "gradient"
     mode: Mode = "eval"
     local_steps: int = 1
     learning_rate: float | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+
+def settings_of(protocol: Protocol) -> ClientSettings:
+    """How the client trained, as far as the protocol says."""
+    return ClientSettings(**{field.name: getattr(protocol, field.name) for field in fields(ClientSettings)})
 
 
 def client_update(
@@ -45,20 +56,25 @@ def client_update(
     Raises:
         InputError: the loss or a gradient is not finite.
     """
-    protocol = Protocol(
-        settings.kind, batch.size, settings.mode, settings.local_steps, settings.learning_rate, model_name, weights
-    )
+    protocol = Protocol(**asdict(settings), num_utterances=batch.size, model=model_name, weights=weights)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with _left_as_found(model, settings):
         if settings.kind == "gradient":
-            tensors = _gradient(model, batch, parameters)
+            tensors = _clipped(_gradient(model, batch, parameters), settings.clip_norm)
         else:
             start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            optimiser = torch.optim.SGD(
+                parameters.values(),
+                settings.learning_rate or 0.0,
+                settings.momentum,
+                weight_decay=settings.weight_decay,
+            )
             for _ in range(settings.local_steps):
-                gradient = _gradient(model, batch, parameters)
-                with torch.no_grad():
-                    for name, parameter in parameters.items():
-                        parameter.sub_(gradient[name], alpha=float(settings.learning_rate or 0.0))
+                gradient = _clipped(_gradient(model, batch, parameters), settings.clip_norm)
+                for name, parameter in parameters.items():
+                    parameter.grad = gradient[name]
+                optimiser.step()
+            optimiser.zero_grad()
             tensors = {name: parameter.detach() - start[name] for name, parameter in parameters.items()}
     return ClientUpdate(tensors, protocol)
 
@@ -73,6 +89,14 @@ def _gradient(model: nn.Module, batch: Batch, parameters: dict[str, nn.Parameter
         if not bool(torch.isfinite(gradient).all()):
             raise InputError("gradient", f"{name} holds NaN or infinity", "check the model's weights")
     return named
+
+
+def _clipped(gradient: dict[str, Tensor], most: float | None) -> dict[str, Tensor]:
+    """The same, scaled down where its norm over all parameters is larger."""
+    if most is None:
+        return gradient
+    norm = float(torch.stack([each.double().norm() for each in gradient.values()]).norm())
+    return {name: each * (most / norm) for name, each in gradient.items()} if norm > most else gradient
 
 
 @contextmanager

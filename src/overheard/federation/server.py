@@ -29,8 +29,8 @@ from overheard.storage import write_text
 from overheard.training.evaluation import evaluate
 from overheard.training.tracking import FAULTS, METRICS, read_lines
 
-GRACE = 30.0
-"""Seconds for messages to travel, beyond what clients may take."""
+GRACE = 60.0
+"""Seconds for messages to travel, and for a worker whose client hung to start again, beyond what a client may take."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Server:
             grid=PatientGrid(grid, stop),
             initial_arrays=to_record(self.rounds.parameters()),
             num_rounds=left,
-            timeout=self.settings.deadline * waves + GRACE,
+            timeout=(self.settings.deadline + GRACE) * waves,
             train_config=ConfigRecord(),
             evaluate_fn=self._finish_round,
         )

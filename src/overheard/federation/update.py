@@ -26,6 +26,9 @@ class Protocol:
         learning_rate: of local SGD; None for a gradient.
         model: the recogniser: JSON of its specification, a path, or module:function.
         weights: fingerprint of the weights the client started from.
+        momentum: of local SGD.
+        weight_decay: of local SGD, added to the gradient as in `torch.optim.SGD`.
+        clip_norm: largest norm of a step's gradient over all parameters; None for any.
     """
 
     kind: Kind = "gradient"
@@ -35,6 +38,9 @@ class Protocol:
     learning_rate: float | None = None
     model: str = ""
     weights: str = ""
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (("kind", self.kind, get_args(Kind)), ("mode", self.mode, get_args(Mode))):
@@ -49,6 +55,14 @@ class Protocol:
                 raise InputError("learning_rate", repr(rate), "a delta needs the positive rate of local SGD")
         elif self.learning_rate is not None or self.local_steps != 1:
             raise InputError("kind", "a gradient with a learning rate or several steps", "share a delta instead")
+        for name, value in (("momentum", self.momentum), ("weight_decay", self.weight_decay)):
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise InputError(name, repr(value), "give a finite number, not below 0")
+        norm = self.clip_norm
+        if norm is not None and (not isinstance(norm, int | float) or not 0 < norm < math.inf):
+            raise InputError("clip_norm", repr(norm), "give a finite number above 0, or none")
+        if self.kind == "gradient" and (self.momentum or self.weight_decay):
+            raise InputError("kind", "a gradient with momentum or weight decay", "share a delta instead")
         for name, value in (("model", self.model), ("weights", self.weights)):
             if not isinstance(value, str):
                 raise InputError(name, repr(value), "give text")
@@ -65,6 +79,27 @@ class ClientUpdate:
         """One tensor in float64, of gradient sign and scale: a delta is divided by minus its learning rate."""
         scale = 1.0 if self.protocol.learning_rate is None else -1.0 / self.protocol.learning_rate
         return self.tensors[name].double() * scale
+
+    def gradient_without_decay(self, name: str, start: Tensor) -> Tensor:
+        """As `gradient`, without what weight decay moved: a sum of the steps' gradients, each with its own weight.
+
+        SGD is linear in the weights, so decay's part of a delta is that of steps without a gradient: what becomes of 1
+        under v <- momentum v + decay w, w <- w - rate v, times the weights at the start.
+
+        Args:
+            name: of the tensor.
+            start: its weights before local training.
+        """
+        protocol = self.protocol
+        if protocol.learning_rate is None or protocol.weight_decay == 0:
+            return self.gradient(name)
+        weight, velocity = 1.0, 0.0
+        for _ in range(protocol.local_steps):
+            velocity = protocol.momentum * velocity + protocol.weight_decay * weight
+            weight -= protocol.learning_rate * velocity
+        return self.gradient(name) + start.detach().to(self.tensors[name].device).double() * (
+            (weight - 1) / protocol.learning_rate
+        )
 
     def save(self, path: Path) -> None:
         """Write the update; what it holds is all that the server sees."""
