@@ -12,6 +12,7 @@ from overheard.attacks import sequential
 from overheard.attacks.activated_span import activated_span
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
+from overheard.attacks.registry import run_attack
 from overheard.attacks.window_refinement import _cut, _gather, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.federation.client import ClientSettings
@@ -100,6 +101,20 @@ def test_two_utterances_are_decoded_one_by_one() -> None:
     for matrix in found.features:
         truth = batch.features[: len(matrix), 0 if len(matrix) == 70 else 1]
         assert (matrix - truth).abs().mean() < 1e-2
+
+
+@pytest.mark.parametrize("lengths", [(20, 20), (25, 33, 25)])
+def test_utterances_of_equal_length_are_told_apart(lengths: tuple[int, ...]) -> None:
+    """In the first layer's span every affine combination of them fits; behind a rectifier none but themselves does."""
+    batch = batch_of(*lengths)
+    found = run_attack(observe(wide_deepspeech1(), batch))
+    assert found.unique, found.reason
+    left = list(found.features)
+    for index in range(len(lengths)):
+        truth = batch.utterance_features(index)
+        same = [matrix for matrix in left if len(matrix) == len(truth) and (matrix - truth).abs().mean() < 1e-2]
+        assert len(same) == 1
+        left = [matrix for matrix in left if matrix is not same[0]]
 
 
 def test_silence_that_repeats_is_left_and_its_length_told() -> None:
