@@ -9,6 +9,7 @@ from typing import Literal
 
 import pytest
 from audited_run import BuildRun, failed
+from many_records import grid
 
 from overheard.report.html import write_report
 
@@ -145,4 +146,18 @@ def test_a_run_without_success_opens_cleanly(browser: Browser, build_run: BuildR
     seen = visit(browser, write_report(build_run([failed(0, "silence")], examples=[])))
     assert seen.errors == []
     assert seen.page.get_by_role("heading", level=1).inner_text() == "Nothing was recovered"
+    seen.page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_grid_with_prices_and_voices_fits(browser: Browser, build_run: BuildRun, width: int) -> None:
+    path = write_report(build_run(list(grid(120)), examples=[]))
+    seen = visit(browser, path, width)
+    assert seen.errors == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert seen.page.get_by_role("heading", name="Voice and words in the audio").is_visible()
+    assert seen.page.get_by_role("img").count() == 3
+    shots = os.environ.get("OVERHEARD_SCREENSHOTS")
+    if shots:
+        seen.page.screenshot(path=Path(shots) / f"grid-{width}.png", full_page=True)
     seen.page.close()
