@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from overheard.errors import InputError
@@ -59,12 +59,18 @@ class Client:
         mode: normalisation and dropout as in evaluation or as in training
         local_steps: steps of local SGD behind a delta
         learning_rate: of local SGD
+        momentum: of local SGD
+        weight_decay: of local SGD
+        clip_norm: largest norm of a step's gradient over all parameters
     """
 
     kind: Literal["gradient", "delta"] = "gradient"
     mode: Literal["eval", "train"] = "eval"
     local_steps: int = 1
     learning_rate: float | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
 
 
 def selection_of(choice: Choice, machine: Machine) -> "Selection":
@@ -86,7 +92,7 @@ def client_settings(client: Client) -> "ClientSettings":
     """The flags as the client understands them."""
     from overheard.federation.client import ClientSettings
 
-    return ClientSettings(client.kind, client.mode, client.local_steps, client.learning_rate)
+    return ClientSettings(**asdict(client))
 
 
 def attack_options(settings: tuple[str, ...]) -> dict[str, Any]:

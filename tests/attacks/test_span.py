@@ -59,6 +59,23 @@ def test_a_delta_gives_the_same_as_a_gradient() -> None:
     assert (found.features[0] - batch.features[:, 0]).abs().mean() < 1e-2
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ClientSettings("delta", "eval", 10, 0.01),
+        ClientSettings("delta", "eval", 10, 0.01, momentum=0.9, weight_decay=1e-3, clip_norm=1.0),
+        ClientSettings("delta", "train", 5, 0.01),
+    ],
+    ids=["plain", "momentum, decay and clipping", "dropout"],
+)
+def test_local_training_keeps_the_span(settings: ClientSettings) -> None:
+    batch = batch_of(40)
+    found = run(observe(small_deepspeech1(hidden_size=256, dropout=0.2), batch, settings))
+    assert found.unique, found.reason
+    assert found.features[0].shape == (40, 26)
+    assert (found.features[0] - batch.features[:, 0]).abs().mean() < 1e-2
+
+
 def test_past_the_capacity_nothing_is_made_up() -> None:
     found = run(observe(small_deepspeech1(hidden_size=256), batch_of(125)))
     assert not found.features

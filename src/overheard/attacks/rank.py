@@ -157,10 +157,11 @@ def layer_matrix(update: ClientUpdate, name: str, module: nn.Module) -> Float[Te
         return None
     blocks = []
     for key in shared:
-        block = update.gradient(f"{prefix}{key}").flatten(1)
-        bias = f"{prefix}{key.replace('weight', 'bias', 1)}"
-        if bias in update.tensors:
-            block = torch.cat([block, update.gradient(bias)[:, None]], dim=1)
+        block = update.gradient_without_decay(f"{prefix}{key}", parameters[key]).flatten(1)
+        bias = key.replace("weight", "bias", 1)
+        if f"{prefix}{bias}" in update.tensors:
+            shift = update.gradient_without_decay(f"{prefix}{bias}", parameters[bias])
+            block = torch.cat([block, shift[:, None]], dim=1)
         blocks.append(block)
     return torch.cat(blocks)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from overheard.attacks.output_layer import OutputRun, run_output_layer, stored_format
 from overheard.attacks.switched_kinks import switched_kinks, watched_kinks
 from overheard.attacks.text_search import Text
-from overheard.federation.client import ClientSettings, client_update
+from overheard.federation.client import client_update, settings_of
 from overheard.federation.update import ClientUpdate, Mode
 from overheard.recognition.recurrence import Engine, Recurrence
 from overheard.speech.batching import Batch, collate
@@ -91,7 +91,7 @@ def simulate(
 ) -> dict[str, Tensor]:
     """What the client would have sent, in the number format in which the update came."""
     protocol = update.protocol
-    settings = ClientSettings(protocol.kind, protocol.mode, protocol.local_steps, protocol.learning_rate)
+    settings = settings_of(protocol)
     batch = batch_for(model, features, texts)
     with _one_pass_engine(model):
         shared = client_update(model, batch, settings, protocol.model, protocol.weights).tensors

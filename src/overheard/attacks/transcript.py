@@ -42,7 +42,7 @@ from overheard.attacks.text_search import (
     occupancies,
     start_texts,
 )
-from overheard.federation.client import ClientSettings, client_update
+from overheard.federation.client import client_update, settings_of
 from overheard.federation.update import ClientUpdate
 from overheard.speech.batching import collate
 
@@ -277,7 +277,7 @@ def _simulated(
     model: nn.Module, update: ClientUpdate, features: Sequence[Tensor], texts: Sequence[Text]
 ) -> ClientUpdate:
     protocol = update.protocol
-    settings = ClientSettings(protocol.kind, protocol.mode, protocol.local_steps, protocol.learning_rate)
+    settings = settings_of(protocol)
     parameter = next(model.parameters())
     batch = collate([matrix.detach().to("cpu", parameter.dtype) for matrix in features], texts).to(parameter.device)
     return client_update(model, batch, settings, protocol.model, protocol.weights)
