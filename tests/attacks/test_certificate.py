@@ -158,11 +158,11 @@ def test_no_false_certificate(kind: str, client: str) -> None:
     attempts = 0
 
     @settings(max_examples=ATTEMPTS[kind] // 2, deadline=None, derandomize=True)
-    @given(place=st.integers(0, 10_000), other=st.integers(0, 10_000))
-    def attempt(place: int, other: int) -> None:
+    @given(place=st.integers(0, 10_000), other=st.integers(0, 10_000), precision=st.sampled_from([1e-7, 1e-6]))
+    def attempt(place: int, other: int, precision: float) -> None:
         nonlocal attempts
         features, text = _wrong(kind, matrix, place, other)
-        found = certify(model, update, [features], [text])
+        found = certify(model, update, [features], [text], precision)
         attempts += 1
         assert found.certified is False, found
 
