@@ -42,6 +42,9 @@ SPARE_STATES = 8
 """Dimensions of the state that frames must leave free for the path to be told from others."""
 
 
+SPARE_ZEROS = 20
+"""Zeros that a frame, half of whose units are zero, must have beyond one for each frame that mixes with it."""
+
 EXACT = 10.0
 """Multiples of the tolerance up to which features count as exact."""
 
@@ -146,13 +149,15 @@ def _recover(
     progress.done("rank", output_frames=count, rank_margin=rank.margin)
     if count == 0 or count > most:
         return f"the recurrence was shown {count} frames or more; up to {most} can be told apart"
+    if count + SPARE_ZEROS > matrix.shape[1] // 2:
+        return f"with {matrix.shape[1]} units a frame, {count} frames have too few zeros to be told from their mixtures"
     num_frames = _input_frames(model, count, observation.prior.num_frames)
     if num_frames is None:
         return f"no utterance of the declared length gives {count} output frames"
     basis = _row_basis(matrix, count, generator)
     frames = find_frames(basis, config.zero_share, config.rounds, generator)
     progress.done("frames", frames_found=len(frames.coordinates))
-    directions = _directions(model, update, precision)
+    directions = _directions(model, update, count - 1)
     timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, config.state_tolerance)
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
@@ -282,10 +287,10 @@ def _row_basis(matrix: Float[Tensor, "R C"], rank: int, generator: torch.Generat
     return torch.linalg.svd(left.T @ matrix, full_matrices=False)[2][:rank]
 
 
-def _directions(model: DeepSpeech2, update: ClientUpdate, precision: float) -> tuple[Direction, Direction]:
-    made = []
-    for suffix in ("", "_reverse"):
-        recurrent = update.gradient(f"{LAYER}.weight_hh_l0{suffix}")
-        rank = numerical_rank(recurrent, precision).rank
-        made.append(make_direction(model.recurrences[0], suffix, recurrent, rank))  # pyright: ignore
-    return made[0], made[1]
+def _directions(model: DeepSpeech2, update: ClientUpdate, carried: int) -> tuple[Direction, Direction]:
+    """Both directions; all states but the last were carried on, which says the rank where no gap shows it."""
+    forward, backward = (
+        make_direction(model.recurrences[0], suffix, update.gradient(f"{LAYER}.weight_hh_l0{suffix}"), carried)  # pyright: ignore
+        for suffix in ("", "_reverse")
+    )
+    return forward, backward
