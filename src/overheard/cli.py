@@ -330,6 +330,7 @@ BENCH = Union[  # noqa: UP007
     _command("second-order", cli_benchmarks.bench_second_order),
     _command("matching", cli_benchmarks.bench_matching),
     _command("train", cli_training.bench_train),
+    _command("robustness", cli_benchmarks.bench_robustness),
 ]
 
 COMMANDS = Union[  # noqa: UP007
@@ -344,7 +345,7 @@ COMMANDS = Union[  # noqa: UP007
     _command("audit", audit),
     _command("listen", listen),
     _command("report", report),
-    Annotated[BENCH, subcommand("bench", description="Ratios and tables: second-order, matching, train.")],
+    Annotated[BENCH, subcommand("bench", description="Ratios and tables, measured when asked.")],
 ]
 
 

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from tyro.conf import OmitArgPrefixes
+
+from overheard.options import Choice, Machine, selection_of
+
 
 def bench_second_order(*, threads: int = 1) -> None:
     """Time and weigh CTC, recurrences and matching steps against torch's own and naive ones; prints every ratio.
@@ -49,3 +53,30 @@ def bench_matching(
     from overheard.commands import benchmarks
 
     benchmarks.matching(corpus, out, seconds_cpu, crops, crop_seconds, methods, workers, seed)
+
+
+def bench_robustness(
+    *,
+    corpus: Path,
+    model: str = "deepspeech1",
+    out: Path = Path("bench-robustness"),
+    cases: tuple[str, ...] = (),
+    choice: OmitArgPrefixes[Choice] = Choice(),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Attack updates with noise on them, in coarser numbers, and after several steps of local training.
+
+    Started again with the same settings it does what is missing.
+
+    Example: overheard bench robustness --corpus corpora/LibriSpeech --max-seconds 4 --limit 8
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        model: a name, a file, or module:function
+        out: folder for the results
+        cases: only these: none, noise-1e-5, noise-1e-4, noise-1e-3, fp16, bf16, 8-bit, sgd-1, sgd-1-fp16, sgd-10,
+            sgd-10-momentum-decay, sgd-50
+    """
+    from overheard.commands import robustness
+
+    robustness.robustness(corpus, model, out, cases, selection_of(choice, machine), machine.threads)
