@@ -35,7 +35,7 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml requirements.lock
 	touch $@
 
 $(VENV)/.test: $(BIN)/python pyproject.toml requirements.lock
-	$(INSTALL) '.[synthetic,lm,optimisers,dev]'
+	$(INSTALL) '.[synthetic,lm,optimisers,federated,dev]'
 	touch $@ $(VENV)/.demo
 
 # Resolve every extra anew and write down what came of it.

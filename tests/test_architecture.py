@@ -35,7 +35,7 @@ LAYERS = {
     },
     "options": {"errors", "speech", "federation"},
     "cli_training": {"errors", "commands", "options", "recognition", "training", "benchmarks"},
-    "cli_benchmarks": {"commands"},
+    "cli_benchmarks": {"commands", "options"},
     "cli_federation": {"errors", "commands", "options", "federation"},
     "cli": {
         "errors", "commands", "options", "cli_benchmarks", "cli_federation", "cli_training", "speech", "federation",

@@ -331,6 +331,7 @@ BENCH = Union[  # noqa: UP007
     _command("matching", cli_benchmarks.bench_matching),
     _command("train", cli_training.bench_train),
     _command("robustness", cli_benchmarks.bench_robustness),
+    _command("defences", cli_benchmarks.bench_defences),
 ]
 
 COMMANDS = Union[  # noqa: UP007

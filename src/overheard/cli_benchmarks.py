@@ -55,6 +55,31 @@ def bench_matching(
     benchmarks.matching(corpus, out, seconds_cpu, crops, crop_seconds, methods, workers, seed)
 
 
+def bench_defences(
+    *,
+    corpus: Path,
+    model: str = "deepspeech1",
+    attack: str = "span",
+    defences: tuple[str, ...] = (),
+    choice: OmitArgPrefixes[Choice] = Choice(),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Attack the update of every speaker under one defence after another; each speaker shares one gradient.
+
+    Example: overheard bench defences --corpus corpora/LibriSpeech --speakers 237 121 --max-seconds 4
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest; every speaker is a client
+        model: a name, or a file or run of a registered model
+        attack: by name, or auto for each in turn
+        defences: only these, as overheard federate takes them
+    """
+    from overheard.commands import defence_benchmark
+
+    selection = selection_of(choice, machine)
+    defence_benchmark.defence_table(corpus, model, attack, defences, selection, machine.device, machine.threads)
+
+
 def bench_robustness(
     *,
     corpus: Path,

@@ -74,6 +74,7 @@ def federate(
     least_replies: int = 1,
     delta: float = 1e-5,
     workers: int = 1,
+    deploy: Path | None = None,
     local: OmitArgPrefixes[Local] = Local(),
     split: OmitArgPrefixes[Split] = Split(),
     choice: OmitArgPrefixes[Choice] = Choice(),
@@ -112,6 +113,7 @@ def federate(
         least_replies: valid updates without which the run stops
         delta: of the (epsilon, delta) that is stated
         workers: processes that stand for clients side by side; 0 for this process, one client after another
+        deploy: write a Flower app into this folder for flwr run, and into OUT what its server needs; run nothing
     """
     from overheard.commands import federation
     from overheard.federation.clients import ClientSplit
@@ -142,6 +144,7 @@ def federate(
                 "seed": machine.seed,
             },
             workers=workers,
+            deploy=deploy,
             device=machine.device,
             threads=machine.threads,
         )

@@ -21,6 +21,7 @@ from overheard.federation.defences.registry import (
     parse_defence,
 )
 from overheard.federation.local_settings import LocalSettings
+from overheard.federation.randomness import noise_generator
 from overheard.federation.update import ClientUpdate, Protocol
 
 
@@ -156,3 +157,11 @@ def test_one_defence_sums_the_cohort() -> None:
     assert cohort_defence(chosen("clip", "secure-aggregation")) is not None
     with pytest.raises(InputError, match="user-dp and secure-aggregation"):
         cohort_defence(chosen("user-dp", "secure-aggregation"))
+
+
+def test_secret_noise_cannot_be_drawn_again() -> None:
+    def draws(secret: bool) -> list[float]:
+        return [float(torch.randn((), generator=noise_generator(0, 1, "noise", secret))) for _ in range(2)]
+
+    assert len(set(draws(secret=False))) == 1
+    assert len(set(draws(secret=True))) == 2

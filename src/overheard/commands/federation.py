@@ -38,6 +38,7 @@ class Order:
         split: into clients.
         settings: the other settings by name.
         workers: processes that stand for clients.
+        deploy: folder for a Flower app; None to simulate.
         device: of the clients.
         threads: of each.
     """
@@ -54,6 +55,7 @@ class Order:
     split: ClientSplit
     settings: dict[str, Any]
     workers: int
+    deploy: Path | None
     device: str
     threads: int
 
@@ -65,6 +67,7 @@ def federate(order: Order) -> None:
         InputError: Flower is not installed, or the run cannot be made or stopped; says why.
     """
     quieten()
+    from overheard.federation.deployment import write_deployment
     from overheard.federation.simulation import FederationPlan, carry_out
 
     set_up(order.device, order.threads)
@@ -99,7 +102,13 @@ def federate(order: Order) -> None:
     console = Console()
     for line in guarantees(settings.chosen()):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    server = carry_out(plan, training.make_model(central), order.out, console)
+    model = training.make_model(central)
+    if order.deploy is not None:
+        dev = None if plan.dev is None else (plan.dev_corpus, plan.dev)
+        write_deployment(model, settings, dev, order.out, order.deploy)
+        console.print(f"next: flwr run {shlex.quote(str(order.deploy))}", highlight=False, soft_wrap=True)
+        return
+    server = carry_out(plan, model, order.out, console)
     draw_curves(order.out)
     if server.evaluations:
         console.print(error_table(server.evaluations[-1]))

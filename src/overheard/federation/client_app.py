@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
+from torch import Tensor
 
-from overheard.federation.clients import ClientSpeech, client_manifests, client_name, read_client
+from overheard.federation.clients import client_manifests, client_name, read_client
 from overheard.federation.defences.registry import defend, parse_defence
-from overheard.federation.local_training import LocalOutcome, Round, train_locally
+from overheard.federation.local_training import Round, train_locally
 from overheard.federation.messages import (
     ARRAYS,
     BUFFERS,
@@ -27,12 +27,10 @@ from overheard.federation.messages import (
     from_record,
     parse_task,
 )
-from overheard.metrics.truth import TrueUtterance, Truth
+from overheard.federation.randomness import noise_generator
+from overheard.federation.witness import truth_of
 from overheard.recognition.models import build_model
-from overheard.speech.augmentation import generator_for
-from overheard.speech.corpus import load_utterance
 from overheard.storage import read_tensors, write_tensors
-from overheard.training.data import alphabet_of, front_end_of
 
 KEPT_BUFFERS = 5
 """Rounds of which a client keeps the statistics of its norms."""
@@ -49,6 +47,7 @@ class Node:
         device: where it computes.
         threads: for torch.
         deadline: seconds after which its process ends itself; None to wait for ever.
+        secret: noise comes from the system, and not from a seed that the server knows.
     """
 
     manifest: Path
@@ -57,6 +56,7 @@ class Node:
     device: str = "cpu"
     threads: int = 1
     deadline: float | None = None
+    secret: bool = False
 
 
 NodeOf = Callable[[Context], Node]
@@ -113,14 +113,15 @@ def answer(content: RecordDict, node: Node) -> RecordDict:
     if task.local.buffers == "local":
         buffers |= _remembered(node, speech.name, task.number)
     model.load_state_dict({**from_record(content.array_records[ARRAYS]), **buffers})
-    told = Round(task.number, task.seed, task.named, task.weights, task.augmentation, node.device)
+    told = Round(task.number, task.seed, task.named, task.weights, task.augmentation, node.device, node.secret)
     outcome = train_locally(model, speech, local, told)
-    generator = generator_for(task.seed, task.number, f"defences of {speech.name}")
+    generator = noise_generator(task.seed, task.number, f"defences of {speech.name}", node.secret)
     sent = defend(outcome.update, [parse_defence(text) for text in task.defences], generator)
     if task.local.buffers == "local":
         _remember(node, speech.name, task.number, outcome.buffers)
     if node.truth is not None and speech.name in task.witnesses:
-        _write_truth(node.truth / f"round-{task.number:06d}" / f"{speech.name}.safetensors", model, speech, outcome)
+        folder = node.truth / f"round-{task.number:06d}"
+        truth_of(model, speech, outcome).save(folder / f"{speech.name}.safetensors")
     numbers = {
         WEIGHT: max(1.0, outcome.weight(task.local)),
         "utterances": outcome.utterances,
@@ -162,17 +163,3 @@ def _remember(node: Node, client: str, number: int, buffers: dict[str, Tensor]) 
     write_tensors(node.memory / client / f"round-{number:06d}.safetensors", buffers, {"round": number})
     for path in _memory(node, client)[:-KEPT_BUFFERS]:
         path.unlink()
-
-
-def _write_truth(path: Path, model: nn.Module, speech: ClientSpeech, outcome: LocalOutcome) -> None:
-    """Every different utterance that the update was made from, as the model was given it."""
-    alphabet, cuts = alphabet_of(model), {cut.id: cut for cut in speech.cuts}
-    said: dict[str, TrueUtterance] = {}
-    for heard in outcome.heard:
-        for index, name in enumerate(heard.utterances):
-            if name not in said and heard.batch is not None:
-                text = alphabet.decode(heard.batch.utterance_labels(index))
-                features = heard.batch.utterance_features(index).clone()
-                spoken = load_utterance(cuts[name])
-                said[name] = TrueUtterance(name, spoken.speaker, text, features, spoken.waveform)
-    Truth(tuple(said.values()), front_end_of(model)).save(path)

@@ -15,6 +15,7 @@ from torch import nn
 
 from overheard.errors import InputError
 from overheard.federation.client_app import Node, make_client_app
+from overheard.federation.defences.registry import described
 from overheard.federation.server import Server
 from overheard.federation.settings import FederationSettings
 from overheard.recognition.checkpoint import last_checkpoint
@@ -86,9 +87,14 @@ def serve(run: Path, grid: Grid, console: Console) -> Server:
         selection = config_from_json(Selection, plan["dev"]["selection"], "selection")
         dev, _ = usable_cuts(model, Path(plan["dev"]["corpus"]), selection)
     configuration = {"model": config_to_json(spec_of(model)), "settings": config_to_json(settings)}
-    write_text(run / "config.json", json.dumps({**configuration, "defences": [], "command": "deployment"}, indent=1))
+    write_text(
+        run / "config.json",
+        json.dumps({**configuration, "defences": described(settings.chosen()), "command": "deployment"}, indent=1),
+    )
     population = settings.clients_per_round
-    server = Server(model, settings, configuration, population, dev, run, console, checkpoint=last_checkpoint(run))
+    server = Server(
+        model, settings, configuration, population, dev, run, console, checkpoint=last_checkpoint(run), secret=True
+    )
     server.run(grid, threading.Event())
     return server
 
@@ -107,7 +113,7 @@ def deployed_node(context: Context) -> Node:
         )
     manifest = Path(speech)
     memory = manifest.with_name(f"{manifest.name}.memory")
-    return Node(manifest, memory, None, str(config.get("device", "cpu")), int(config.get("threads", 1)))
+    return Node(manifest, memory, None, str(config.get("device", "cpu")), int(config.get("threads", 1)), secret=True)
 
 
 client_app = make_client_app(deployed_node)

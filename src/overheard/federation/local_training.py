@@ -12,6 +12,7 @@ from overheard.errors import InputError
 from overheard.federation.clients import ClientSpeech
 from overheard.federation.local_settings import LocalSettings
 from overheard.federation.private_sgd import private_steps, sampling_rate
+from overheard.federation.randomness import noise_generator
 from overheard.federation.update import ClientUpdate, Protocol
 from overheard.recognition.loss import utterance_losses
 from overheard.recognition.recogniser import seeded
@@ -36,6 +37,7 @@ class Round:
         weights: fingerprint of the server's weights.
         augmentation: what is changed in what the model hears; None for nothing.
         device: where to compute.
+        secret: noise comes from the system and not from the seed.
     """
 
     number: int = 1
@@ -44,6 +46,7 @@ class Round:
     weights: str = ""
     augmentation: AugmentationConfig | None = None
     device: str = "cpu"
+    secret: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class LocalOutcome:
 def train_locally(model: nn.Module, speech: ClientSpeech, settings: LocalSettings, told: Round) -> LocalOutcome:
     """Train the model on a client's speech; the model is changed.
 
-    Everything drawn depends on the run's seed, the round and the client's name alone.
+    Everything drawn depends on the run's seed, the round and the client's name alone, secret noise excepted.
 
     Args:
         model: with the server's weights.
@@ -102,7 +105,7 @@ def train_locally(model: nn.Module, speech: ClientSpeech, settings: LocalSetting
         if settings.kind == "gradient":
             heard, losses, tensors = _gradient(model, parameters, dataset[plan[0]], speech.name)
         else:
-            heard, losses = _steps(model, speech, plan, dataset, start, settings, generator)
+            heard, losses = _steps(model, speech, plan, dataset, start, settings, told)
             tensors = {name: parameter.detach() - start[name] for name, parameter in parameters.items()}
     utterances = [name for each in heard for name in each.utterances]
     gradient = settings.kind == "gradient"
@@ -197,9 +200,10 @@ def _steps(
     dataset: FeatureDataset,
     start: dict[str, Tensor],
     settings: LocalSettings,
-    generator: torch.Generator,
+    told: Round,
 ) -> tuple[list[Heard], list[float]]:
     if settings.noise_multiplier is not None:
+        generator = noise_generator(told.seed, told.number, f"DP-SGD of {speech.name}", told.secret)
         return private_steps(model, speech.cuts, dataset, len(plan), settings, generator)
     fabric = launch(Devices(str(next(model.parameters()).device)), "32")
     clipping = TrainingSettings(

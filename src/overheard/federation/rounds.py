@@ -38,9 +38,9 @@ from overheard.federation.messages import (
     short,
     to_record,
 )
+from overheard.federation.randomness import noise_generator
 from overheard.federation.settings import FederationSettings
 from overheard.federation.strategies import COMPARING
-from overheard.speech.augmentation import generator_for
 
 ASKING = 300.0
 """Seconds that nodes may take to appear and to say who they are."""
@@ -80,6 +80,7 @@ class Rounds(Strategy):
         population: clients to wait for before the first round.
         task: says what a round asks of the clients, given its number and the cohort's names.
         report: is told of every round.
+        secret: noise comes from the system and not from the seed.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Rounds(Strategy):
         population: int,
         task: Callable[[int, tuple[str, ...]], Task],
         report: Callable[[RoundReport], None],
+        secret: bool = False,
     ) -> None:
         self.inner = inner
         self.model = model
@@ -100,6 +102,7 @@ class Rounds(Strategy):
         self.population = population
         self.task = task
         self.report = report
+        self.secret = secret
         self.names: dict[int, str] = {}
         self.cohort: dict[int, str] = {}
         self.sent_at = 0.0
@@ -230,7 +233,7 @@ class Rounds(Strategy):
     def _mean(self, answers: tuple[Answer, ...], number: int) -> dict[str, Tensor] | None:
         if self.summing is None:
             return None
-        generator = generator_for(self.settings.seed, number, "the cohort's mean")
+        generator = noise_generator(self.settings.seed, number, "the cohort's mean", self.secret)
         updates = [each.tensors for each in answers]
         weights = [each.weight for each in answers]
         return cohort_mean(self.summing, updates, weights, self.settings.clients_per_round, generator)

@@ -65,6 +65,7 @@ class Server:
         console: where each round gets a line.
         device: where the server measures.
         checkpoint: to go on from.
+        secret: noise comes from the system and not from the seed.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Server:
         console: Console,
         device: str = "cpu",
         checkpoint: Checkpoint | None = None,
+        secret: bool = False,
     ) -> None:
         self.model = model
         self.spec = spec_of(model)
@@ -99,7 +101,9 @@ class Server:
             self.progress = Progress(**checkpoint.state["progress"])
             self.evaluations = checkpoint.state["evaluations"]
             self.written = self.progress.round
-        self.rounds = Rounds(self.inner, model, settings, self.progress.round, population, self._task, self._report)
+        self.rounds = Rounds(
+            self.inner, model, settings, self.progress.round, population, self._task, self._report, secret
+        )
         self.started = time.perf_counter() - self.progress.seconds
         for name in (METRICS, FAULTS):
             self._drop_later(folder / name)
