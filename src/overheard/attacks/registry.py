@@ -53,7 +53,7 @@ ATTACKS = {
 
 AUTO = "auto"
 """Every attack but the slow ones, in the registry's order, until one brings back what it does not doubt; where all
-doubt, the first that brings back most."""
+doubt, the last that brings back most."""
 
 
 def run_attack(
@@ -88,7 +88,7 @@ def run_attack(
             tried[each] = found.reason
             if found.features and found.unique is not False:
                 break
-            if len(found.features) > (0 if doubtful is None else len(doubtful.features)):
+            if found.features and len(found.features) >= (0 if doubtful is None else len(doubtful.features)):
                 doubtful = found
         else:
             if doubtful is None:
