@@ -123,6 +123,9 @@ CASES = {
     "truth that is none": (
         lambda place: None, ["score", "update.safetensors", "model.safetensors"], "no reconstruction"),
     "report of nothing": (lambda place: None, ["report", "corpus"], "no such file"),
+    "listening to nothing": (lambda place: None, ["listen", "corpus"], "no results.jsonl"),
+    "voices without a corpus": (
+        lambda place: None, ["listen", "corpus", "--speakers", "timbre"], "no corpus to learn voices from"),
     "audit in which nothing succeeds": (
         lambda place: write(place / "corpus", text="ONE 2"),
         ["audit", "--corpus", "corpus", "--model", TINY, "--out", "run", "--threads", "1"], "nothing succeeded"),

@@ -15,7 +15,7 @@ MARKERS = "osD^v"
 BINS = 8
 """Classes of duration at most."""
 SERIES_DRAWN = 5
-"""More are not told apart in a column."""
+"""More are not told apart in a column; the figure says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FrontierPoint:
         defence: as in the records.
         epsilon: of its guarantee, where it has one.
         utility: median word error rate of recognisers trained like this; lower is better.
-        leakage: rate of utterances recovered; lower is better.
+        leakage: rate of utterances that any attack recovered; lower is better.
     """
 
     model: str | None
@@ -61,13 +61,21 @@ class Ink:
     series: Sequence[str]
 
 
+def recovered_by_any(records: Sequence[AuditRecord]) -> Rate | None:
+    """Rate over utterances: one counts where any attack on it succeeded, as an attacker may try them all."""
+    found: dict[str, bool] = {}
+    for record in records:
+        found[record.utterance] = found.get(record.utterance, False) or record.recovered
+    return wilson(sum(found.values()), len(found))
+
+
 def frontier(records: Sequence[AuditRecord]) -> list[FrontierPoint]:
     """One point for each model, defence and epsilon of the records that state a utility."""
     priced = [record for record in records if record.utility_wer is not None]
     points = []
     for key, group in grouped(priced, lambda record: (record.model, record.defence, record.epsilon)).items():
         utility = median_estimate([record.utility_wer for record in group])
-        leakage = wilson(sum(record.recovered for record in group), len(group))
+        leakage = recovered_by_any(group)
         assert utility is not None
         assert leakage is not None
         points.append(FrontierPoint(*key, utility, leakage))
@@ -87,7 +95,7 @@ def by_duration(records: Sequence[AuditRecord]) -> list[DurationBin]:
         return []
     bins = []
     for (model, defence, place), group in sorted(classes.items(), key=lambda item: (str(item[0][:2]), item[0][2])):
-        rate = wilson(sum(record.recovered for record in group), len(group))
+        rate = recovered_by_any(group)
         assert rate is not None
         bins.append(DurationBin(model, defence, place * width, (place + 1) * width, rate))
     return bins
@@ -96,6 +104,8 @@ def by_duration(records: Sequence[AuditRecord]) -> list[DurationBin]:
 def draw_frontier(axes: Axes, points: Sequence[FrontierPoint], ink: Ink, name_of: Namer) -> None:
     """Leakage against utility; the lower left corner is where everybody wants to be."""
     models = grouped(points, lambda point: point.model)
+    prices = [point.utility.value for point in points]
+    middle = (min(prices) + max(prices)) / 2
     for index, (model, group) in enumerate(models.items()):
         colour = ink.series[index % len(ink.series)]
         for point in group:
@@ -115,13 +125,10 @@ def draw_frontier(axes: Axes, points: Sequence[FrontierPoint], ink: Ink, name_of
             text = point.defence or "defence not stated"
             if point.epsilon is not None:
                 text += f", ε {point.epsilon:.3g}"
-            axes.annotate(
-                text,
-                (100 * point.utility.value, 100 * rate.value),
-                (5, 5),
-                textcoords="offset points",
-                fontsize="small",
-            )
+            place = (100 * point.utility.value, 100 * rate.value)
+            # Towards the middle, where there is room for it.
+            side, offset = ("right", -5) if point.utility.value > middle else ("left", 5)
+            axes.annotate(text, place, (offset, 5), textcoords="offset points", fontsize="small", ha=side)
     axes.set_ylim(-4, 104)
     axes.margins(x=0.25)
     axes.set_xlabel("word error rate of the recogniser (%)")
@@ -129,9 +136,12 @@ def draw_frontier(axes: Axes, points: Sequence[FrontierPoint], ink: Ink, name_of
     axes.grid(axis="y", color=ink.grid)
 
 
-def draw_by_duration(axes: Axes, bins: Sequence[DurationBin], ink: Ink, name_of: Namer) -> int:
-    """Rate of recovery in each class of duration with its interval; returns how many series are drawn."""
-    series = list(grouped(bins, lambda each: (each.model, each.defence)).items())[:SERIES_DRAWN]
+def draw_by_duration(axes: Axes, bins: Sequence[DurationBin], ink: Ink, name_of: Namer) -> None:
+    """Rate of recovery in each class of duration with its interval."""
+    everything = list(grouped(bins, lambda each: (each.model, each.defence)).items())
+    series = everything[:SERIES_DRAWN]
+    if len(everything) > len(series):
+        axes.set_title(f"the first {len(series)} of {len(everything)} conditions", fontsize="small")
     for index, ((model, defence), group) in enumerate(series):
         # Beside each other, so that intervals are not drawn on intervals.
         shift = (index - (len(series) - 1) / 2) * 0.12 * (group[0].end - group[0].start)
@@ -155,7 +165,6 @@ def draw_by_duration(axes: Axes, bins: Sequence[DurationBin], ink: Ink, name_of:
     axes.set_ylabel("utterances recovered (%)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(axis="y", color=ink.grid)
-    return len(series)
 
 
 def _width(longest: float) -> float:

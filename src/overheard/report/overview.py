@@ -43,9 +43,10 @@ def duration_plot(name: str, records: Sequence[AuditRecord]) -> Markup | None:
     if not bins:
         return None
     series = grouped(bins, lambda each: (each.model, each.defence))
-    rows = min(len(series), SERIES_DRAWN)
-    with drawing(name, 400, 245 + 16 * rows) as figure:
-        axes = axes_within(figure, left=52, bottom=42, right=8, top=10 + 16 * rows)
+    # The legend has a row for each; beyond the limit, a line says that there are more.
+    above = 10 + 16 * min(len(series), SERIES_DRAWN) + (15 if len(series) > SERIES_DRAWN else 0)
+    with drawing(name, 400, 235 + above) as figure:
+        axes = axes_within(figure, left=52, bottom=42, right=8, top=above)
         draw_by_duration(axes, bins, PAGE, series_title)
         figure.legend(loc="upper left", ncols=1, handletextpad=0.4)
         told = "; ".join(

@@ -142,7 +142,7 @@ def _frontier(records: Sequence[AuditRecord]) -> Table:
         selections.append(_selection(model=point.model, defence=point.defence, epsilon=point.epsilon))
     return Table(
         "frontier",
-        "The price of each defence, and what still leaks.",
+        "The price of each defence, and what still leaks: utterances that any attack recovered.",
         ("model", "defence", "ε", "WER of the recogniser", "recovered"),
         tuple(rows),
         tuple(selections),
@@ -159,7 +159,9 @@ def _durations(records: Sequence[AuditRecord]) -> Table:
             )
         )
     columns = ("model", "defence", "from (s)", "to (s)", "recovered")
-    return Table("durations", "Utterances recovered, by duration.", columns, tuple(rows), tuple(selections))
+    return Table(
+        "durations", "Utterances that any attack recovered, by duration.", columns, tuple(rows), tuple(selections)
+    )
 
 
 def _voices(records: Sequence[AuditRecord]) -> Table:
