@@ -319,7 +319,7 @@ class _Blocks:
 
 def _end(
     span: ActivatedSpan, layer: WindowedLayer, rows: Float[Tensor, "R F"], block: Float[Tensor, "C C"]
-) -> Float[Tensor, "R F"] | None:
+) -> Float[Tensor, "E F"] | None:
     """Rows up to and with the padding behind the utterance; None where no length near the last row fits.
 
     Each length puts zeros behind its last frame and fits the frames before it: rounding alone must be left.
