@@ -244,10 +244,12 @@ def audit(
     from overheard.commands import audits
 
     if run is not None:
+        # Needs Flower, which the rest does not.
         from overheard.audit.federated import FederatedAudit
+        from overheard.commands import federated_audits
 
         federated = FederatedAudit(run, attack, attack_options(settings), until, examples, machine.seed)
-        audits.audit_federated(federated, out, machine.device, machine.threads)
+        federated_audits.audit_federated(federated, out, machine.device, machine.threads)
         return
     if corpus is None:
         raise InputError("corpus", "neither --corpus nor --run", "give one of them")

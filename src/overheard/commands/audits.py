@@ -7,7 +7,6 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from overheard.audit.federated import FederatedAudit, audit_run
 from overheard.audit.listening import listen
 from overheard.audit.records import AuditRecord
 from overheard.audit.runner import AuditPlan, run_audit
@@ -31,21 +30,15 @@ def audit(plan: AuditPlan, out: Path, device: str, threads: int) -> None:
     """
     where = set_up(device, threads)
     console = Console()
-    _show(run_audit(plan, out, where, console), out, console)
+    show_records(run_audit(plan, out, where, console), out, console)
 
 
-def audit_federated(plan: FederatedAudit, out: Path, device: str, threads: int) -> None:
-    """Attack what a federated run kept, print the table and the page's path.
+def show_records(records: list[AuditRecord], out: Path, console: Console) -> None:
+    """Print the table and the page's path.
 
     Raises:
         InputError: nothing succeeded; names the first reason.
     """
-    where = set_up(device, threads)
-    console = Console()
-    _show(audit_run(plan, out, where, console), out, console)
-
-
-def _show(records: list[AuditRecord], out: Path, console: Console) -> None:
     console.print(result_table(records))
     failures = [record for record in records if not record.recovered]
     for record in failures[:REASONS_SHOWN]:
