@@ -29,8 +29,9 @@ def in_format(observation: Observation, kind: torch.dtype) -> Observation:
     return Observation(observation.model, ClientUpdate(tensors, observation.update.protocol))
 
 
-def run(observation: Observation, **options: float) -> Reconstruction:
-    return span.attack(observation, span.SpanConfig(**options), generator=torch.Generator().manual_seed(0))
+def run(observation: Observation, noise: float | None = None) -> Reconstruction:
+    config = span.SpanConfig() if noise is None else span.SpanConfig(noise=noise)
+    return span.attack(observation, config, generator=torch.Generator().manual_seed(0))
 
 
 def relative_error(found: Reconstruction, features: torch.Tensor) -> float:
