@@ -17,6 +17,9 @@ from overheard.storage import read_tensors, write_tensors
 SPECS = {
     "deepspeech1": model_spec("deepspeech1", hidden_size=8, context=1),
     "deepspeech2": model_spec("deepspeech2", channels=2, hidden_size=8, num_layers=2, seed=3),
+    "transformer": model_spec(
+        "transformer", channels=32, hidden_size=16, num_layers=1, num_heads=2, feedforward_size=8, seed=1
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from overheard.audit.records import RESULTS, SOURCES, AuditRecord, Hearing, Source, load_records, to_line
 from overheard.errors import InputError
-from overheard.metrics.audio import score_audio
+from overheard.metrics.audio_quality import score_audio
 from overheard.metrics.recogniser import Listener, listener
 from overheard.metrics.speaker import SAMPLE_RATE, Encoder, Enrolment, enrol, identify, speaker_encoder
 from overheard.metrics.words import count_errors

@@ -9,7 +9,7 @@ import torch
 from a_voice import voice
 
 from overheard.errors import InputError
-from overheard.metrics.audio import MEASURES, log_spectral_distance, mel_cepstral_distortion, score_audio
+from overheard.metrics.audio_quality import MEASURES, log_spectral_distance, mel_cepstral_distortion, score_audio
 
 RATE = 16000
 VOICE = voice(1.5)
