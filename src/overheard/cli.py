@@ -244,7 +244,6 @@ def audit(
     from overheard.commands import audits
 
     if run is not None:
-        # Needs Flower, which the rest does not.
         from overheard.audit.federated import FederatedAudit
         from overheard.commands import federated_audits
 

@@ -93,7 +93,8 @@ def run_attack(
         else:
             if doubtful is None:
                 exposed = [row.layer for row in rank_scan(observation) if row.verdict == "span exposed"]
-                found = replace(found, diagnostics={**found.diagnostics, "exposed_layers": exposed})
+                reason = "; ".join(f"{key}: {why}" for key, why in tried.items()) if len(tried) > 1 else found.reason
+                found = replace(found, reason=reason, diagnostics={**found.diagnostics, "exposed_layers": exposed})
             found = doubtful or found
     return replace(
         found,

@@ -1,4 +1,4 @@
-"""overheard audit --run: attack what a federated run kept. Apart from the other audits, which need no Flower."""
+"""overheard audit --run: attack what a federated run kept."""
 
 from pathlib import Path
 

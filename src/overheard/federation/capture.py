@@ -11,8 +11,7 @@ from torch import nn
 
 from overheard.errors import InputError
 from overheard.federation.local_settings import LocalSettings
-from overheard.federation.messages import Answer
-from overheard.federation.rounds import RoundReport
+from overheard.federation.round_report import Answer, RoundReport
 from overheard.federation.update import ClientUpdate, Protocol
 from overheard.recognition.weights import save_model, weights_fingerprint
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from overheard.errors import InputError
 from overheard.federation.local_settings import LocalSettings
+from overheard.federation.round_report import Answer
 from overheard.recognition.configuration import config_from_json, config_to_json
 from overheard.recognition.models import ModelSpec
 from overheard.speech.augmentation import AugmentationConfig
@@ -73,39 +74,6 @@ def to_record(tensors: dict[str, Tensor]) -> ArrayRecord:
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:
     """Named tensors from the wire, with memory of their own."""
     return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One client's valid reply.
-
-    Attributes:
-        client: its name.
-        tensors: of its update, as sent.
-        buffers: statistics of its norms; none where they stay local.
-        weight: in the mean.
-        utterances: heard, counted each time.
-        distinct: different ones among them.
-        frames: input frames of those.
-        steps: taken.
-        loss: mean, nats.
-        rate: sampling rate of DP-SGD, 0 without it.
-        seconds: of its own computing.
-        size: of what it sent, in bytes.
-    """
-
-    client: str
-    tensors: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    weight: float
-    utterances: int
-    distinct: int
-    frames: int
-    steps: int
-    loss: float
-    rate: float
-    seconds: float
-    size: int
 
 
 NUMBERS = (WEIGHT, "utterances", "distinct", "frames", "steps", "loss", "rate", "seconds")

@@ -8,7 +8,6 @@ would corrupt them.
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ from overheard.federation.messages import (
     METRICS,
     TASK,
     WEIGHT,
-    Answer,
     Task,
     from_record,
     read_answer,
@@ -39,34 +37,12 @@ from overheard.federation.messages import (
     to_record,
 )
 from overheard.federation.randomness import noise_generator
+from overheard.federation.round_report import Answer, RoundReport
 from overheard.federation.settings import FederationSettings
 from overheard.federation.strategies import COMPARING
 
 ASKING = 300.0
 """Seconds that nodes may take to appear and to say who they are."""
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What happened in a round.
-
-    Attributes:
-        number: of the round.
-        cohort: names drawn.
-        answers: valid replies in the order of the clients' names.
-        left_out: reason by name.
-        mean: what a cohort defence made of the updates; None without one.
-        seconds: from sending to the new weights.
-        received: bytes that the server sent to the cohort.
-    """
-
-    number: int
-    cohort: tuple[str, ...]
-    answers: tuple[Answer, ...]
-    left_out: dict[str, str]
-    mean: dict[str, Tensor] | None
-    seconds: float
-    received: int
 
 
 class Rounds(Strategy):

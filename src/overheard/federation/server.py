@@ -20,7 +20,8 @@ from overheard.federation.accounting import sample_level_epsilon, user_level_eps
 from overheard.federation.capture import keep_model, keep_updates
 from overheard.federation.grids import PatientGrid
 from overheard.federation.messages import Task, as_values, to_record
-from overheard.federation.rounds import RoundReport, Rounds
+from overheard.federation.round_report import RoundReport
+from overheard.federation.rounds import Rounds
 from overheard.federation.settings import FederationSettings
 from overheard.federation.strategies import build_strategy, load_strategy_state, strategy_state
 from overheard.recognition.checkpoint import Checkpoint, write_checkpoint
