@@ -4,14 +4,9 @@ The attacker reads RUN/captured; RUN/truth is opened when the attack is over. Th
 """
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,7 @@ from overheard.attacks.observation import Observation
 from overheard.attacks.rank import rank_scan
 from overheard.attacks.registry import AUTO
 from overheard.audit.examples import keep_example
+from overheard.audit.folder import CONFIG, begin, provenance
 from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records
 from overheard.audit.steps import public_model, score
 from overheard.errors import InputError
@@ -33,8 +29,6 @@ from overheard.federation.update import load_update
 from overheard.metering import metered
 from overheard.metrics.truth import Truth, load_truth
 from overheard.storage import write_text
-
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ def audit_run(plan: FederatedAudit, out: Path, device: torch.device, console: Co
     """
     updates = list(captured(plan.run))
     run = _configuration(plan.run)
-    _start(plan, out, updates, run, device)
+    begin(out, _config(plan, updates, run, device), "an audit")
     drop_partial_line(out)
     done = {(each.utterance, each.model) for each in load_records(out)} if (out / RESULTS).exists() else set()
     ranks = []
@@ -153,30 +147,13 @@ def _configuration(run: Path) -> dict[str, Any]:
     return read
 
 
-def _start(
-    plan: FederatedAudit, out: Path, updates: Sequence[Captured], run: dict[str, Any], device: torch.device
-) -> None:
-    """Write config.json, or refuse a folder that another audit has filled."""
-    file = out / CONFIG
-    if file.exists():
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(str(file), "broken", "choose another --out") from error
-        if kept != plan.fingerprint():
-            raise InputError(str(out), "holds an audit with other settings", "choose another --out, or delete it")
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(str(out), "a folder with other things in it", "choose a new or empty one with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    # Audits hold private speech.
-    out.chmod(0o700)
+def _config(
+    plan: FederatedAudit, updates: Sequence[Captured], run: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
     local, guarantees = run["settings"]["local"], [each["guarantee"] for each in run["defences"]]
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "lhotse")}
     speakers = {said.speaker for each in updates if _known(each) for said in _truth(each).utterances}
-    config = {
-        "command": shlex.join(["overheard", *sys.argv[1:]]),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"overheard": __version__, "python": platform.python_version(), **versions},
+    return {
+        **provenance(device),
         "models": [_title(each) for each in updates],
         "threat_model": {
             "given": [
@@ -190,7 +167,4 @@ def _start(
         "guarantees": guarantees,
         "fingerprint": plan.fingerprint(),
         "corpus": {"path": str(plan.run), "utterances": len(updates), "speakers": len(speakers)},
-        "threads": torch.get_num_threads(),
-        "device": str(device),
     }
-    write_text(file, json.dumps(config, indent=1))

@@ -5,14 +5,9 @@ its reason, never the end of the run. A second start with the same settings does
 """
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +23,7 @@ from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.rank import rank_scan
 from overheard.attacks.registry import AUTO
 from overheard.audit.examples import keep_example
+from overheard.audit.folder import begin, provenance
 from overheard.audit.grouping import group
 from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records
 from overheard.audit.steps import make_batch, model_name, score, share
@@ -101,7 +97,7 @@ def run_audit(plan: AuditPlan, out: Path, device: torch.device, console: Console
     cuts = [cut for batch in batches for cut in batch]
     if len(cuts) < len(selected):
         console.print(f"{len(selected) - len(cuts)} of {len(selected)} utterances left out: they fill no batch")
-    _start(plan, out, cuts, device)
+    begin(out, _config(plan, cuts, device), "a run")
     drop_partial_line(out)
     done = {(record.utterance, record.model) for record in load_records(out)} if (out / RESULTS).exists() else set()
     ranks = []
@@ -227,37 +223,13 @@ class _Audited:
         return attack_until(observation, plan.attack, plan.options, plan.seed, plan.until), truth
 
 
-def _start(plan: AuditPlan, out: Path, cuts: Sequence[MonoCut], device: torch.device) -> None:
-    """Write config.json, or refuse a folder that another plan has filled."""
-    file = out / "config.json"
-    if file.exists():
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(str(file), "broken", "choose another --out") from error
-        if kept != plan.fingerprint():
-            raise InputError(str(out), "holds a run with other settings", "choose another --out, or delete it")
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(str(out), "a folder with other things in it", "choose a new or empty one with --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # Audits hold private speech.
-        out.chmod(0o700)
-        write_text(file, json.dumps(_config(plan, cuts, device), indent=1))
-    except OSError as error:
-        raise InputError(str(out), f"cannot be written ({error.strerror})", "choose another --out") from error
-
-
 def _config(plan: AuditPlan, cuts: Sequence[MonoCut], device: torch.device) -> dict[str, Any]:
     prior = [f"each utterance's {what}" for what in plan.known]
     unknown = [f"the {what}" for what in KNOWLEDGE if what not in plan.known]
     update = "gradient" if plan.client.kind == "gradient" else "weights' change after local training"
     said = "one utterance" if plan.batch == 1 else f"a batch of {plan.batch} utterances"
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "lhotse")}
     return {
-        "command": shlex.join(["overheard", *sys.argv[1:]]),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"overheard": __version__, "python": platform.python_version(), **versions},
+        **provenance(device),
         "models": [*plan.models, *plan.scanned],
         "threat_model": {
             "given": [
@@ -274,8 +246,6 @@ def _config(plan: AuditPlan, cuts: Sequence[MonoCut], device: torch.device) -> d
             "utterances": len(cuts),
             "speakers": len({cut.supervisions[0].speaker for cut in cuts}),
         },
-        "threads": torch.get_num_threads(),
-        "device": str(device),
     }
 
 

@@ -29,13 +29,11 @@ from overheard.federation.defences.registry import described
 from overheard.federation.grids import LocalGrid
 from overheard.federation.server import Server
 from overheard.federation.settings import FederationSettings
-from overheard.recognition.checkpoint import Checkpoint, last_checkpoint
 from overheard.recognition.configuration import config_to_json
 from overheard.recognition.models import spec_of
 from overheard.speech.corpus import Problem, Selection
 from overheard.storage import write_text
-from overheard.training.plan import CONFIG, usable_cuts
-from overheard.training.settings import differences
+from overheard.training.plan import CONFIG, to_go_on_from, usable_cuts
 
 FREE = ("rounds", "keep", "deadline", "evaluate_every")
 """Settings that a run may be gone on with changed: they alter no round."""
@@ -95,7 +93,7 @@ def carry_out(
         found = f"{plan.settings.clients_per_round} of {len(clients)} clients"
         raise InputError("clients-per-round", found, f"ask for {len(clients)} at most")
     configuration = _configuration(plan, model, clients)
-    checkpoint = _last(folder, configuration, console)
+    checkpoint = to_go_on_from(folder, configuration, console)
     folder.mkdir(parents=True, exist_ok=True)
     # Runs hold private speech.
     folder.chmod(0o700)
@@ -151,19 +149,6 @@ def _configuration(plan: FederationPlan, model: nn.Module, clients: tuple[Client
         "settings": settings,
         "clients": {"number": len(clients), "sha256": hashlib.sha256(names.encode()).hexdigest()},
     }
-
-
-def _last(folder: Path, configuration: dict[str, Any], console: Console) -> Checkpoint | None:
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is None:
-        return None
-    for damage in checkpoint.damaged:
-        console.print(f"passed over a damaged checkpoint: {damage}", highlight=False, soft_wrap=True)
-    found = differences(checkpoint.state["configuration"], json.loads(json.dumps(configuration)))
-    if found:
-        raise InputError(str(folder), f"holds another run: {'; '.join(found)}", "give the same flags, or a new folder")
-    console.print(f"going on after round {checkpoint.state['progress']['round']}", highlight=False)
-    return checkpoint
 
 
 def _write_configuration(

@@ -79,7 +79,7 @@ def carry_out(plan: TrainingPlan, model: nn.Module, folder: Path, console: Conso
     if len(left_out) > MOST_NAMED:
         console.print(f"left out {len(left_out) - MOST_NAMED} more; {folder / 'left_out.jsonl'} names all")
     configuration = _configuration(plan, model, train, fabric)
-    checkpoint = _last(folder, configuration, console)
+    checkpoint = to_go_on_from(folder, configuration, console)
     if fabric.is_global_zero:
         _write_configuration(folder, configuration, plan, dev, left_out)
     fabric.barrier()
@@ -113,7 +113,12 @@ def _configuration(plan: TrainingPlan, model: nn.Module, train: list[MonoCut], f
     }
 
 
-def _last(folder: Path, configuration: dict[str, Any], console: Console) -> Checkpoint | None:
+def to_go_on_from(folder: Path, configuration: dict[str, Any], console: Console) -> Checkpoint | None:
+    """The checkpoint that a run with this configuration takes up; None where it begins.
+
+    Raises:
+        InputError: the folder's run has another configuration; names the differences.
+    """
     checkpoint = last_checkpoint(folder)
     if checkpoint is None:
         return None
