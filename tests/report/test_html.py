@@ -65,7 +65,7 @@ def test_the_numbers_are_those_of_the_records(report: Path) -> None:
 
 def test_what_is_not_attacked_is_said_plainly(report: Path) -> None:
     page = Page(report)
-    assert "DeepSpeech 2 is not attacked yet" in page.text
+    assert "DeepSpeech 2 was not attacked in this run" in page.text
     assert "Its first layer is a convolution, whose update is saturated." in page.text
     assert "exposed" in page.text
     assert "no clear rank" in page.text
