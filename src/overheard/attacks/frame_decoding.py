@@ -26,6 +26,8 @@ ABOVE_ROUNDING = 30.0
 """How many times the residual expected of rounding a window may leave: older frames' errors add to it."""
 DRIFT = 5.0
 """The same, from which on the last frames are fitted anew, together."""
+LONGER = 0.7
+"""Part of a shorter utterance's residual that a longer one must stay below to be preferred."""
 ZERO = 2e-2
 """Size of a padding frame, relative to the utterance's frames."""
 SAME = 1e-3
@@ -183,12 +185,13 @@ def _with_all_equations(
 
 
 def first_windows(
-    problem: StepProblem, layer: WindowedLayer, starts: list[Float[Tensor, "K F"]], count: int
+    problem: StepProblem, span: ActivatedSpan, layer: WindowedLayer, starts: list[Float[Tensor, "K F"]], count: int
 ) -> Iterator[Float[Tensor, "K F"]]:
     """Frames of the window at the start of each utterance, padding left out; up to `count` different ones.
 
     Args:
         problem: the span.
+        span: the same in float64: what a slow start leaves open in float32 would mislead every later window.
         layer: the windowed layer; its padding ahead tells first windows from all others.
         starts: guesses to begin at.
         count: utterances in the update.
@@ -197,8 +200,13 @@ def first_windows(
     found: list[Tensor] = []
     for start in starts:
         fit = fit_window(problem, problem.span.bias, weight, start.flatten().float())
+        if not fit.accepted:
+            continue
         frames = fit.unknowns.view(-1, layer.num_features)
-        if fit.accepted and not any(_same(frames, other) for other in found):
+        rows = torch.nn.functional.pad(frames, (0, 0, layer.before, 0))
+        block = mean_hessian(problem.span, _windows(rows, layer))
+        frames = refine(span, rows, (layer.before, len(rows)), layer, block).rows[layer.before :].to(frames)
+        if not any(_same(frames, other) for other in found):
             found.append(frames)
             yield frames
             if len(found) == count:
@@ -336,7 +344,8 @@ def _end(
         first = len(slab) - (len(held) - free)
         fit = refine(span, slab, (first, len(slab) - layer.after + spare), layer, block, tolerance=1e-2, steps=3)
         if fit.residual < least * fit.expected:
-            least = fit.residual / fit.expected
+            # A last frame of zeros fits as well as none, or by chance a little better.
+            least = LONGER * fit.residual / fit.expected
             best = torch.cat([held[: len(held) - len(slab)], fit.rows, ended[len(held) :]])
     return best
 

@@ -105,7 +105,7 @@ def _decode(
 
     decoded: list[DecodedFrames] = []
     refined: list[Refinement] = []
-    for first in first_windows(problem, layer, starts, size):
+    for first in first_windows(problem, span, layer, starts, size):
         # Equal frames are one direction of the span and many positions, so the rank is no bound; twice it is generous.
         windows = span.found.rank if size == 1 else None
         frames = decode_frames(problem, layer, first, 2 * span.found.rank + layer.window, more_starts, windows)
