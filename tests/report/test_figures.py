@@ -74,20 +74,20 @@ def test_spectrum_without_marks() -> None:
 
 
 def test_no_error_plot_where_nothing_was_recovered() -> None:
-    assert error_plot("error", [], 0.01) is None
-    assert error_plot("error", mixed_records()[9:], 0.01) is None
-    assert error_plot("error", [failed(0, "silence")], 0.01) is None
+    assert error_plot("error", []) is None
+    assert error_plot("error", mixed_records()[9:]) is None
+    assert error_plot("error", [failed(0, "silence")]) is None
 
 
 def test_error_plot_escapes_names_and_survives_dollars() -> None:
-    svg = error_plot("error", [record(0, model="$\\broken{<b>", feature_mae=0.0), *mixed_records()], 0.01)
+    svg = error_plot("error", [record(0, model="$\\broken{<b>", feature_mae=0.0), *mixed_records()])
     assert svg is not None
     assert "<b>" not in svg
     assert "DeepSpeech 1, not recovered" in "".join(parsed(svg).itertext())
 
 
 def test_error_plot_of_many_is_thinned() -> None:
-    svg = error_plot("error", [record(index) for index in range(4000)], 0.01)
+    svg = error_plot("error", [record(index) for index in range(4000)])
     assert svg is not None
     assert "of 4,000 utterances" in svg
     assert len(svg) < 400_000

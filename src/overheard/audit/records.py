@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from overheard.errors import InputError
+from overheard.metrics.alignment import CLOSE
 from overheard.storage import parse_fields
 
 RESULTS = "results.jsonl"
@@ -103,7 +104,7 @@ class AuditRecord:
         seconds: wall time of the attack on the features, s.
         seconds_words: wall time of transcript and certificate behind it, s.
         peak_mb: its peak memory above that at the start, MB.
-        frames_close: frames whose own mean absolute error is below 0.01, whatever became of the others.
+        frames_close: frames whose own mean absolute error is below `CLOSE`, whatever became of the others.
         words_true: words that were said.
         words_recovered: of these, words that the attack read, in their order.
         epsilon: of the defence's (epsilon, delta) guarantee over the whole training.
@@ -160,8 +161,8 @@ class AuditRecord:
 
     @property
     def recovered(self) -> bool:
-        """All frames came back with a mean absolute error below 0.01."""
-        return self.frames_recovered == self.frames_true and self.feature_mae is not None and self.feature_mae < 0.01
+        """All frames came back with a mean absolute error below `CLOSE`."""
+        return self.frames_recovered == self.frames_true and self.feature_mae is not None and self.feature_mae < CLOSE
 
 
 FIELDS = tuple(each.name for each in fields(AuditRecord))

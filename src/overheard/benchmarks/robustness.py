@@ -20,12 +20,13 @@ from overheard.audit.steps import make_batch, share
 from overheard.errors import InputError
 from overheard.federation.client import ClientSettings
 from overheard.federation.update import ClientUpdate
+from overheard.metrics import alignment
 from overheard.metrics.features import match_utterances, score_features
 from overheard.recognition.weights import weights_fingerprint
 from overheard.speech.corpus import Selection, load_corpus, load_utterance, select
 
 RESULTS = "robustness.jsonl"
-RECOVERED, CLOSE = 0.01, 0.1
+RECOVERED, CLOSE = alignment.CLOSE, 0.1
 """Mean absolute errors of the features."""
 
 Change = Callable[[Tensor, torch.Generator], Tensor]

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from overheard.audit.records import AuditRecord
+from overheard.metrics.alignment import CLOSE
 from overheard.report.summary import grouped
 from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, render
 from overheard.report.wording import MINUS, model_title, number, power_of_ten
@@ -182,13 +183,12 @@ def spectrum_plot(name: str, spectrum: Float[Tensor, " R"], read: int | None, tr
         return render(figure, alternative)
 
 
-def error_plot(name: str, records: Sequence[AuditRecord], threshold: float) -> Markup | None:
+def error_plot(name: str, records: Sequence[AuditRecord]) -> Markup | None:
     """Feature error against duration, a point for each utterance; None where none was recovered.
 
     Args:
         name: unique in the page.
         records: of any models; those without an error or a duration have no point.
-        threshold: the error below which an utterance counts as recovered, drawn as a line.
     """
     points = [record for record in records if record.feature_mae is not None and record.seconds_audio is not None]
     if not any(record.recovered for record in points):
@@ -219,7 +219,7 @@ def error_plot(name: str, records: Sequence[AuditRecord], threshold: float) -> M
                     label=model_title(model) if whole else f"{model_title(model)}, not recovered",
                 ) if chosen else None
         decades(axes)
-        axes.axhline(threshold, color=INK, linewidth=0.9, linestyle="--", label=f"recovered below {threshold:g}")
+        axes.axhline(CLOSE, color=INK, linewidth=0.9, linestyle="--", label=f"recovered below {CLOSE:g}")
         axes.grid(axis="y")
         axes.set_xlim(left=0.0)
         axes.set_xlabel("duration of the utterance (s)")

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from overheard.audit.records import AuditRecord, load_records
+from overheard.metrics.alignment import CLOSE
 from overheard.report import wording
 from overheard.report.columns import columns_shown, settings_shared
 from overheard.report.examples import Example, examples_shown, read_example
@@ -35,8 +36,6 @@ from overheard.storage import write_text
 REPORT = "report.html"
 REDACTED = "report-redacted.html"
 TEMPLATES = Path(__file__).parent / "templates"
-RECOVERED_BELOW = 0.01
-"""The error in `AuditRecord.recovered`."""
 ROWS = 500
 EXAMPLES = 8
 REASONS = 20
@@ -98,8 +97,8 @@ def write_report(folder: Path, *, redact: bool = False) -> Path:
             frontier_plot=frontier_plot("frontier", records),
             duration_plot=duration_plot("durations", records),
             redact=redact,
-            error_plot=error_plot("error", records, RECOVERED_BELOW),
-            threshold=RECOVERED_BELOW,
+            error_plot=error_plot("error", records),
+            threshold=CLOSE,
             examples=[_example_part(anchors[example.record.example], example) for example in examples],
             examples_kept=len({record.example for record in records} - {None}),
             anchors=anchors,

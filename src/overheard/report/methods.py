@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from overheard.audit.records import AuditRecord
+from overheard.metrics.alignment import CLOSE
 from overheard.report.tables import latex
 from overheard.report.wording import model_title
 
@@ -66,7 +67,7 @@ def methods(config: dict[str, Any], records: Sequence[AuditRecord]) -> str:
         f"The attacks were {_listed(attacks) or 'none'}." if attacks else "",
         f"The defences were {_listed(defences)}." if defences else "No defence was in place.",
         f"The loss was {cited('CTC', 'graves2006')}. An utterance counts as recovered when all of its frames came back "
-        "with a mean absolute error of the features below 0.01; utterances that failed count as not recovered.",
+        f"with a mean absolute error of the features below {CLOSE:g}; utterances that failed count as not recovered.",
         f"Rates carry {cited('Wilson score intervals', 'wilson1927')}, medians and error rates "
         f"{cited('percentile bootstrap intervals', 'efron1979')}, both at 95\\,\\%.",
         _heard(config, used),

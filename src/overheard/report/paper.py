@@ -15,6 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from overheard.audit.records import AuditRecord, load_records
+from overheard.metrics.alignment import CLOSE
 from overheard.report.figures import decades
 from overheard.report.leakage import MARKERS, Ink, by_duration, draw_by_duration, draw_frontier, frontier
 from overheard.report.methods import bibtex, methods
@@ -116,7 +117,7 @@ def _draw_errors(axes: Any, records: Sequence[AuditRecord]) -> None:
                 label=title if whole else f"{title}, not recovered",
             )
     decades(axes)
-    axes.axhline(0.01, color=PRINT.text, linewidth=0.7, linestyle="--", label="recovered below 0.01")
+    axes.axhline(CLOSE, color=PRINT.text, linewidth=0.7, linestyle="--", label=f"recovered below {CLOSE:g}")
     axes.set_xlim(left=0.0)
     axes.set_xlabel("duration of the utterance (s)")
     axes.set_ylabel("mean absolute error")
