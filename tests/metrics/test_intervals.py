@@ -1,11 +1,13 @@
 """Intervals: against draws made one by one, and where there is nothing to draw from."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overheard.metrics.intervals import mean_estimate, median_estimate, ratio_estimate, wilson
+from overheard.metrics.intervals import median_estimate, ratio_estimate, wilson
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40)
 
@@ -29,13 +31,28 @@ def test_a_median_lies_within_its_interval(values: list[float]) -> None:
     assert found.count == len(values)
 
 
-@given(VALUES)
-def test_a_mean_lies_near_its_interval_and_is_the_same_each_time(values: list[float]) -> None:
-    found = mean_estimate(values)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=40))
+def test_a_ratio_lies_in_its_interval_and_is_the_same_each_time(counts: list[tuple[int, int]]) -> None:
+    parts, wholes = [part for part, _ in counts], [whole for _, whole in counts]
+    found = ratio_estimate(parts, wholes, resamples=200)
     assert found is not None
-    assert found.low - 1e-9 <= found.high
-    assert found == mean_estimate(values)
-    assert found.value == pytest.approx(numpy.mean(values), abs=1e-9)
+    assert found.low <= found.high
+    assert found == ratio_estimate(parts, wholes, resamples=200)
+    assert found.value == sum(parts) / sum(wholes)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_none_and_all_are_not_certain(count: int) -> None:
+    none, every = ratio_estimate([0] * count, [4] * count), ratio_estimate([4] * count, [4] * count)
+    exact = wilson(0, count)
+    assert none is not None
+    assert every is not None
+    assert exact is not None
+    assert (none.value, none.low, none.high) == (0.0, 0.0, exact.high)
+    assert (every.value, every.high) == (1.0, 1.0)
+    assert every.low == pytest.approx(1 - exact.high)
+    # An utterance without a word says nothing.
+    assert ratio_estimate([0] * (count + 1), [4] * count + [0]) == replace(none, count=count + 1)
 
 
 def test_an_error_rate_weighs_long_utterances_more() -> None:
@@ -58,7 +75,6 @@ def test_draws_in_parts_are_draws() -> None:
 def test_of_nothing_there_is_nothing() -> None:
     assert wilson(0, 0) is None
     assert median_estimate([None]) is None
-    assert mean_estimate([]) is None
     assert ratio_estimate([1.0], [0.0]) is None
     with pytest.raises(ValueError, match="1 parts and 2 wholes"):
         ratio_estimate([1], [1, 2])

@@ -1,8 +1,8 @@
-"""95 % intervals of what records come to: medians and means by the bootstrap, rates by Wilson's score.
+"""95 % intervals of what records come to: medians and ratios by the bootstrap, rates by Wilson's score.
 
 The bootstrap draws records with replacement and asks where the statistic lies in 95 % of the draws (Efron 1979). Of a
 rate that is 0 or 1 it draws the same value each time and would claim certainty from one record, so rates have the
-score interval (Wilson 1927), which keeps its level there.
+score interval (Wilson 1927), which keeps its level there; ratios that are 0 or 1 in every record have it too.
 """
 
 from collections.abc import Sequence
@@ -97,9 +97,12 @@ def ratio_estimate(
 ) -> Estimate | None:
     """The sum of parts over the sum of wholes, such as edits over words; None where the wholes sum to 0.
 
+    Where no record has a part, or each has all, draws are all alike: that end of the interval which they cannot tell is
+    Wilson's, of as many records as have a whole.
+
     Args:
-        parts: one for each record.
-        wholes: one for each record, none negative; all ones make the ratio a mean.
+        parts: one for each record, none negative.
+        wholes: one for each record, none negative.
         resamples: draws of the percentile bootstrap.
         seed: of the draws.
     """
@@ -112,13 +115,12 @@ def ratio_estimate(
     # A draw without a single word has no error rate.
     ratios = sums[0][sums[1] > 0] / sums[1][sums[1] > 0]
     low, high = numpy.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    counted = int((over[1] > 0).sum())
+    if not over[0].any() and (rate := wilson(0, counted)) is not None:
+        high = rate.high
+    elif (over[0] == over[1]).all() and (rate := wilson(counted, counted)) is not None:
+        low = rate.low
     return Estimate(float(over[0].sum() / over[1].sum()), float(low), float(high), over.shape[1])
-
-
-def mean_estimate(values: Sequence[float | None], seed: int = 0) -> Estimate | None:
-    """The mean of the values that exist with its bootstrap interval; None where none does."""
-    known = [value for value in values if value is not None]
-    return ratio_estimate(known, [1.0] * len(known), seed=seed)
 
 
 def _resampled_sums(
