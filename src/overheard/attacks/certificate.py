@@ -57,6 +57,7 @@ from overheard.attacks.text_search import Text, occupancies
 from overheard.attacks.transcript import judge_texts, rounding_of_sums
 from overheard.federation.client import recognition_loss
 from overheard.federation.update import ClientUpdate
+from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import minimum_frames
 
 EDITS_AT_ONCE = 64
@@ -339,12 +340,12 @@ def _hindrance(
 
 
 def _labels(model: nn.Module, text: str) -> Text:
-    return tuple(model.alphabet.encode(text))  # pyright: ignore
+    return tuple(as_recogniser(model).alphabet.encode(text))
 
 
 def _fits(model: nn.Module, hypothesis: Hypothesis, texts: Sequence[Text]) -> bool:
     frames = torch.tensor([len(matrix) for matrix in hypothesis.features])
-    lengths = model.output_lengths(frames).tolist()  # pyright: ignore[reportCallIssue]
+    lengths = as_recogniser(model).output_lengths(frames).tolist()
     return all(minimum_frames(text) <= length for text, length in zip(texts, lengths, strict=True))
 
 

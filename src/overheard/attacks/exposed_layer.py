@@ -19,6 +19,7 @@ from overheard.attacks.rank import layer_matrix, precision_of, rank_of_spectrum
 from overheard.attacks.second_order import prepared
 from overheard.attacks.span_solver import row_space
 from overheard.federation.update import Protocol
+from overheard.recognition.recogniser import as_recogniser
 
 CLEAR_MARGIN = 10.0
 """Fall of the spectrum at the rank from which on the rank is believed; see `rank`."""
@@ -92,12 +93,12 @@ def layer_inputs(
 def lengths_of_rank(observation: Observation, layer: ExposedLayer) -> list[int]:
     """Numbers of input frames with which one utterance shows the layer as many rows as its rank says."""
     parameter = next(observation.model.parameters())
-    num_features: int = observation.model.front_end.num_features  # pyright: ignore
+    num_features: int = as_recogniser(observation.model).front_end.num_features
 
     def rows(num_frames: int) -> int:
         features = parameter.new_zeros(num_frames, 1, num_features)
         lengths = torch.tensor([num_frames], device=parameter.device)
-        if int(observation.model.output_lengths(lengths)) < 1:  # pyright: ignore[reportCallIssue]
+        if int(as_recogniser(observation.model).output_lengths(lengths)) < 1:
             return 0
         with torch.no_grad():
             return len(layer_inputs(observation.model, layer.name, features, lengths, observation.update.protocol))
@@ -137,5 +138,5 @@ def _valid_rows(model: nn.Module, arguments: tuple[Any, ...], features: Tensor, 
     lengths = next((each for each in others if isinstance(each, Tensor) and each.shape == num_frames.shape), None)
     if lengths is None:
         same = inputs.shape[0] == features.shape[0]
-        lengths = num_frames if same else model.output_lengths(num_frames)  # pyright: ignore[reportCallIssue]
+        lengths = num_frames if same else as_recogniser(model).output_lengths(num_frames)
     return torch.cat([inputs[:length, index] for index, length in enumerate(lengths.tolist())])

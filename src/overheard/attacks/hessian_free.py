@@ -20,6 +20,7 @@ from overheard.attacks.output_layer import OutputRun, output_gradient, run_outpu
 from overheard.errors import InputError
 from overheard.federation.update import Mode
 from overheard.recognition.ctc import ctc_occupancy
+from overheard.recognition.recogniser import as_recogniser
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def attack(observation: Observation, config: HessianFreeConfig, *, generator: to
     if protocol.num_utterances > 1:
         return failed(f"the update is of {protocol.num_utterances} utterances; this attack takes one")
     parameter = next(model.parameters())
-    labels = model.alphabet.encode(prior.transcripts[0])  # pyright: ignore
+    labels = as_recogniser(model).alphabet.encode(prior.transcripts[0])
     num_frames = torch.tensor(prior.num_frames, device=parameter.device)
-    num_features: int = model.front_end.num_features  # pyright: ignore
+    num_features: int = as_recogniser(model).front_end.num_features
     reason = too_long(model, num_frames, [labels])
     if reason is not None:
         return failed(reason)

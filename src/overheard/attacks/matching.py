@@ -31,6 +31,7 @@ from overheard.attacks.priors import PriorConfig
 from overheard.attacks.schedules import ScheduleConfig, cut_into_grids, learning_rate, next_visit
 from overheard.attacks.second_order import EngineChoice
 from overheard.errors import InputError
+from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import Alphabet
 
 OPTIMISERS = ("signed-adam", "adam", "lbfgs", "sgd")
@@ -179,7 +180,7 @@ class _Run:
         if self.config.distance.kind == "cosine":
             matrices = [standardised(self.problem.model, matrix) for matrix in matrices]
         given = self.problem.observation.prior.transcripts
-        alphabet: Alphabet = self.problem.model.alphabet  # pyright: ignore[reportAssignmentType]
+        alphabet: Alphabet = as_recogniser(self.problem.model).alphabet
         return Reconstruction(
             attack="matching",
             features=tuple(matrix.detach().clone() for matrix in matrices),
@@ -262,7 +263,7 @@ class _Run:
             if len(texts) != len(self.problem.num_frames):
                 found = f"{len(texts)} for {len(self.problem.num_frames)} utterances"
                 raise InputError("transcripts", found, "give one for each utterance")
-            alphabet: Alphabet = self.problem.model.alphabet  # pyright: ignore[reportAssignmentType]
+            alphabet: Alphabet = as_recogniser(self.problem.model).alphabet
             return features, [alphabet.encode(text) for text in texts]
         matrices = self.problem.utterances(features)
         return features, guess_labels(self.problem.model, observation.update, matrices, self.generator)

@@ -14,7 +14,7 @@ from overheard.attacks.priors import PriorConfig, build_prior
 from overheard.attacks.second_order import EngineChoice, choose_engine, grad_of_distance, simulated_update
 from overheard.errors import InputError
 from overheard.federation.update import Protocol
-from overheard.recognition.recogniser import without_padding
+from overheard.recognition.recogniser import as_recogniser, without_padding
 from overheard.speech.alphabet import BLANK, minimum_frames
 from overheard.speech.batching import Batch
 from overheard.speech.features import standardise
@@ -177,7 +177,7 @@ def labelled_batch(features: Float[Tensor, "T N F"], num_frames: Int[Tensor, " N
 
 def too_long(model: nn.Module, num_frames: Int[Tensor, " N"], labels: list[list[int]]) -> str | None:
     """Why CTC cannot align some labels, or None."""
-    lengths = model.output_lengths(num_frames).tolist()  # pyright: ignore[reportCallIssue]
+    lengths = as_recogniser(model).output_lengths(num_frames).tolist()
     for length, text in zip(lengths, labels, strict=True):
         if not text or minimum_frames(text) > length:
             return f"a transcript of {len(text)} labels does not fit {length} output frames"
@@ -186,7 +186,7 @@ def too_long(model: nn.Module, num_frames: Int[Tensor, " N"], labels: list[list[
 
 def standardised(model: nn.Module, matrix: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
     """Features at the scale that the front end gives all of them; cosine matching loses it."""
-    kind = model.front_end.normalise  # pyright: ignore[reportAttributeAccessIssue]
+    kind = as_recogniser(model).front_end.normalise
     return matrix if kind == "none" else standardise(matrix, over=(-2, -1) if kind == "utterance" else (-2,))
 
 
@@ -206,4 +206,4 @@ def initial_features(
 
 
 def _num_features(model: nn.Module) -> int:
-    return model.front_end.num_features  # pyright: ignore
+    return as_recogniser(model).front_end.num_features

@@ -10,7 +10,7 @@ from torch import Tensor
 from overheard.attacks.exposed_layer import ExposedLayer, layer_inputs
 from overheard.attacks.observation import Observation
 from overheard.errors import InputError
-from overheard.recognition.recogniser import frame_mask
+from overheard.recognition.recogniser import as_recogniser, frame_mask
 from overheard.speech.features import FrontEndConfig
 
 Term = Callable[[Tensor], Tensor]
@@ -51,7 +51,7 @@ def build_prior(
     Raises:
         InputError: a term for which this model, update or attacker lacks something.
     """
-    front_end: FrontEndConfig = observation.model.front_end  # pyright: ignore[reportAssignmentType]
+    front_end: FrontEndConfig = as_recogniser(observation.model).front_end
     longest = int(num_frames.max())
     mask = frame_mask(num_frames, longest)
     terms: list[tuple[float, Term]] = []

@@ -30,6 +30,7 @@ from overheard.attacks.output_layer import (
 )
 from overheard.attacks.text_search import Search, SearchConfig, Text
 from overheard.attacks.transcript import recover_transcripts
+from overheard.recognition.recogniser import as_recogniser
 
 EQUAL = 1e-3
 """Distance of two frames, relative to the features' root mean square, below which they count as equal."""
@@ -267,9 +268,10 @@ def _shared_out(search: _Search, totals: list[int]) -> tuple[list[int], bool]:
             outputs[0],
         )
         exact = all(found.exact)
-        if exact or any(text is None for text in found.texts):
+        said = [text for text in found.texts if text is not None]
+        if exact or len(said) < len(found.texts):
             break
-        texts = [tuple(search.model.alphabet.encode(text)) for text in found.texts]  # pyright: ignore
+        texts = [tuple(as_recogniser(search.model).alphabet.encode(text)) for text in said]
         before = list(added)
         for group in groups:
             for index in group[:-1]:

@@ -22,6 +22,7 @@ from overheard.attacks.rank import layer_matrix
 from overheard.attacks.repeated_frames import Restored, restore_repeats
 from overheard.attacks.window_refinement import Refinement, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
+from overheard.recognition.recogniser import as_recogniser
 
 NAME = "sequential"
 
@@ -48,7 +49,7 @@ def attack(observation: Observation, config: SequentialConfig, *, generator: tor
         generator: of the guesses, and of the equations that single steps use.
     """
     settings = asdict(config)
-    layer = find_windowed_layer(observation.model, observation.model.front_end.num_features)  # pyright: ignore
+    layer = find_windowed_layer(observation.model, as_recogniser(observation.model).front_end.num_features)
     if layer is None:
         reason = "no layer of this model sees overlapping windows of its input"
         return Reconstruction(NAME, reason=reason, settings=settings)

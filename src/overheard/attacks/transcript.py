@@ -128,10 +128,10 @@ def recover_transcripts(
         found = _all_texts(run, gradient, precision, config)
     else:
         found = _through_drift(model, update, features, run, gradient, precision, config)
-    alphabet = model.alphabet
+    alphabet = as_recogniser(model).alphabet
     exact = tuple(each.exact for each in found)
     return TranscriptResult(
-        texts=tuple(alphabet.decode(each.text) for each in found),  # pyright: ignore
+        texts=tuple(alphabet.decode(each.text) for each in found),
         exact=exact,
         residual=tuple(each.residual for each in found),
         relative_residual=tuple(each.relative for each in found),

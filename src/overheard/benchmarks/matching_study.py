@@ -32,6 +32,7 @@ from overheard.federation.client import ClientSettings
 from overheard.metrics.features import score_features
 from overheard.recognition.loss import infeasible_reason
 from overheard.recognition.models import ModelSpec, build_model, model_spec
+from overheard.recognition.recogniser import as_recogniser
 from overheard.recognition.weights import weights_fingerprint
 from overheard.speech.corpus import Selection, Utterance, load_corpus, load_utterance, select
 from overheard.storage import parse_fields, write_text
@@ -281,9 +282,9 @@ def _cropped(whole: Utterance, seconds: float, place: float) -> tuple[str, Utter
 
 
 def _fits(model: nn.Module, crop: Utterance) -> bool:
-    frames = model.front_end.num_frames(len(crop.waveform))  # pyright: ignore
-    output = int(model.output_lengths(torch.tensor([frames]))[0])  # pyright: ignore[reportCallIssue]
-    labels = model.alphabet.encode(crop.transcript, crop.id)  # pyright: ignore
+    frames = as_recogniser(model).front_end.num_frames(len(crop.waveform))
+    output = int(as_recogniser(model).output_lengths(torch.tensor([frames]))[0])
+    labels = as_recogniser(model).alphabet.encode(crop.transcript, crop.id)
     return infeasible_reason(frames, output, labels) is None
 
 

@@ -22,6 +22,7 @@ from overheard.benchmarks.measurement import Measurement
 from overheard.benchmarks.plain_deepspeech2 import PlainDeepSpeech2
 from overheard.metering import metered
 from overheard.recognition.deepspeech2 import DeepSpeech2, DeepSpeech2Config
+from overheard.recognition.recogniser import as_recogniser
 from overheard.recognition.recurrence import CellName, set_engine
 from overheard.speech.batching import Batch, collate
 from overheard.speech.corpus import Selection, load_corpus, load_utterance, select
@@ -135,9 +136,9 @@ def _hear(model: nn.Module, cuts: Sequence[MonoCut], timer: "_Timer") -> Batch:
     with timer("data"):
         utterances = [load_utterance(cut) for cut in cuts]
     with timer("features"), torch.no_grad():
-        front_end = FrontEnd(model.front_end)  # pyright: ignore[reportArgumentType]
+        front_end = FrontEnd(as_recogniser(model).front_end)
         features = [front_end(utterance.waveform) for utterance in utterances]
-        return collate(features, [model.alphabet.encode(each.transcript) for each in utterances])  # pyright: ignore
+        return collate(features, [as_recogniser(model).alphabet.encode(each.transcript) for each in utterances])
 
 
 def _learn(model: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch, timer: "_Timer") -> None:

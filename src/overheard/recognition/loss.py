@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from overheard.errors import InputError
+from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import minimum_frames
 from overheard.speech.batching import Batch
 
@@ -45,7 +46,7 @@ def check_feasible(model: nn.Module, batch: Batch, names: Sequence[str]) -> None
     Raises:
         InputError: names the utterance and the shortage.
     """
-    lengths = model.output_lengths(batch.num_frames)  # pyright: ignore[reportCallIssue]
+    lengths = as_recogniser(model).output_lengths(batch.num_frames)
     for index, name in enumerate(names):
         reason = infeasible_reason(int(batch.num_frames[index]), int(lengths[index]), batch.utterance_labels(index))
         if reason is not None:

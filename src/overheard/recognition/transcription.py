@@ -11,6 +11,7 @@ from overheard.errors import InputError
 from overheard.recognition.alignment import TimedWord, word_times
 from overheard.recognition.beam import BeamDecoder
 from overheard.recognition.decoding import Hypothesis, greedy
+from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import Alphabet
 from overheard.speech.features import FrontEnd, FrontEndConfig
 
@@ -55,7 +56,7 @@ def transcribe(
     assert isinstance(front_end, FrontEndConfig)
     assert isinstance(alphabet, Alphabet)
     num_frames = torch.tensor([front_end.num_frames(len(waveform)) for waveform in waveforms])
-    for index, length in enumerate(model.output_lengths(num_frames).tolist()):  # pyright: ignore[reportCallIssue]
+    for index, length in enumerate(as_recogniser(model).output_lengths(num_frames).tolist()):
         if length < 1:
             found = f"{len(waveforms[index]) / front_end.sample_rate:.3f} s, too short for one output frame"
             raise InputError(f"utterance {index}", found, "leave it out")

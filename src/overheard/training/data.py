@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from overheard.errors import InputError
 from overheard.recognition.loss import infeasible_reason
+from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import Alphabet
 from overheard.speech.augmentation import AugmentationConfig, augment_features, augment_waveform, generator_for
 from overheard.speech.batching import Batch, collate
@@ -108,7 +109,7 @@ class OutputLength:
 
     def __call__(self, num_frames: int) -> int:
         if num_frames not in self.known:
-            lengths = self.model.output_lengths(torch.tensor([num_frames]))  # pyright: ignore[reportCallIssue]
+            lengths = as_recogniser(self.model).output_lengths(torch.tensor([num_frames]))
             self.known[num_frames] = int(lengths[0])
         return self.known[num_frames]
 
