@@ -44,6 +44,7 @@ from overheard.attacks.text_search import (
 )
 from overheard.federation.client import client_update, settings_of
 from overheard.federation.update import ClientUpdate
+from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.batching import collate
 
 MOST_DRIFT_ROUNDS = 6
