@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One pip call installs the package and its extras, so that versions are resolved together.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable
 
-.PHONY: demo test check lint types tests lock clean
+.PHONY: demo test check lint types tests fuzz lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/overheard demo --out demo
@@ -25,6 +25,11 @@ types:
 # One thread in each process: more threads than cores slow torch a hundredfold.
 tests:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --quiet
+
+# Spoiled files through every reader of files from outside; FUZZ_INPUTS of them through each.
+FUZZ_INPUTS ?= 100000
+fuzz: $(VENV)/.test
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/hostile/fuzz.py --inputs $(FUZZ_INPUTS)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "overheard needs Python 3.11.4 or newer")'

@@ -35,11 +35,12 @@ LAYERS = {
     },
     "options": {"errors", "speech", "federation"},
     "cli_training": {"errors", "commands", "options", "recognition", "training", "benchmarks"},
-    "cli_benchmarks": {"commands", "options"},
+    "cli_benchmarks": {"commands", "options", "benchmarks"},
     "cli_federation": {"errors", "commands", "options", "federation"},
+    "cli_grid": {"commands", "options", "audit"},
     "cli": {
-        "errors", "commands", "options", "cli_benchmarks", "cli_federation", "cli_training", "speech", "federation",
-        "audit",
+        "errors", "commands", "options", "cli_benchmarks", "cli_federation", "cli_grid", "cli_training", "speech",
+        "federation", "audit",
     },
 }  # fmt: skip
 """What each part may import besides itself and the version."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, subcommand
 
-from overheard import __version__, cli_benchmarks, cli_federation, cli_training
+from overheard import __version__, cli_benchmarks, cli_federation, cli_grid, cli_training
 from overheard.errors import InputError
 from overheard.options import DEFAULT_THREADS, Choice, Client, Machine, attack_options, client_settings, selection_of
 
@@ -212,6 +212,7 @@ def audit(
     until: Literal["features", "words", "certificate"] = "words",
     known: tuple[Literal["transcript", "length"], ...] = (),
     settings: tuple[str, ...] = (),
+    defences: tuple[str, ...] = (),
     batch: int = 1,
     batch_seconds: float | None = None,
     examples: int = 4,
@@ -236,11 +237,12 @@ def audit(
         until: how far to go: features, then words, then a certificate by running the client again
         known: what the attacker is declared to know beforehand
         settings: of the attack, as NAME=VALUE
+        defences: of the client, in their order, as overheard federate takes them
         batch: utterances in each client's batch, drawn by --seed; each is one record
         batch_seconds: audio of such a batch at most, s
         examples: so many utterances, the first ones, keep their signals for the page
     """
-    from overheard.audit.runner import AuditPlan
+    from overheard.audit.plan import AuditPlan
     from overheard.commands import audits
 
     if run is not None:
@@ -257,6 +259,7 @@ def audit(
         selection=selection_of(choice, machine),
         models=model,
         client=client_settings(client),
+        defences=defences,
         batch=batch,
         batch_seconds=batch_seconds,
         attack=attack,
@@ -333,6 +336,7 @@ BENCH = Union[  # noqa: UP007
     _command("train", cli_training.bench_train),
     _command("robustness", cli_benchmarks.bench_robustness),
     _command("defences", cli_benchmarks.bench_defences),
+    _command("scale", cli_benchmarks.bench_scale),
 ]
 
 COMMANDS = Union[  # noqa: UP007
@@ -345,6 +349,7 @@ COMMANDS = Union[  # noqa: UP007
     _command("attack", attack),
     _command("score", score),
     _command("audit", audit),
+    _command("grid", cli_grid.grid),
     _command("listen", listen),
     _command("report", report),
     Annotated[BENCH, subcommand("bench", description="Ratios and tables, measured when asked.")],

@@ -1,6 +1,7 @@
 """The command line of benchmarks; see `cli`."""
 
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
@@ -105,3 +106,38 @@ def bench_robustness(
     from overheard.commands import robustness
 
     robustness.robustness(corpus, model, out, cases, selection_of(choice, machine), machine.threads)
+
+
+def bench_scale(
+    *,
+    corpus: Path,
+    model: str = "deepspeech1",
+    attack: str = "span",
+    until: Literal["features", "words", "certificate"] = "features",
+    seconds: tuple[float, ...] = (3.0, 2.0, 6.0),
+    units: tuple[int, ...] = (1024, 512, 2048),
+    batches: tuple[int, ...] = (1, 2, 4),
+    repeats: int = 2,
+    seed: int = 0,
+) -> None:
+    """What an utterance costs as a function of duration, units and batch: CPU time of one thread, memory, bytes, laws.
+
+    Along each axis the others stay at their first value.
+
+    Example: overheard bench scale --corpus corpora/LibriSpeech --attack span --seconds 3 2 6 --units 1024 512 2048
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        model: deepspeech1, deepspeech2 or transformer, with random weights
+        attack: by name, or auto, or ladder
+        until: how far to go
+        seconds: durations of utterances, s
+        units: of the model's layers
+        batches: utterances in an update
+        repeats: utterances, or batches, for each point
+        seed: of weights and attack
+    """
+    from overheard.benchmarks.scale import ScalePlan
+    from overheard.commands.scale import scale
+
+    scale(ScalePlan(corpus, model, attack, until, seconds, units, batches, repeats, seed))

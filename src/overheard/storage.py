@@ -22,6 +22,18 @@ from overheard.errors import InputError
 METADATA_KEY = "overheard"
 """The one safetensors metadata entry that is ours: a JSON object."""
 
+MOST_HEADER_BYTES = 16 << 20
+"""Of a safetensors header: one of ten thousand tensors takes a tenth of it."""
+
+MOST_TEXT_BYTES = 1 << 28
+"""Of a JSON or text file that is read whole."""
+
+TYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
+"""Of tensors that are read; torch cannot calculate with some others."""
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
@@ -66,21 +78,65 @@ def read_tensors(path: Path, wanted: str, ours: bool = True) -> tuple[dict[str, 
         ours: `write_tensors` wrote it; a file of other origin need not have the JSON object.
 
     Raises:
-        InputError: no such file, not safetensors, truncated, or its metadata is not ours.
+        InputError: no such file, not safetensors, truncated, its header is huge, its metadata is not ours, or a tensor
+            holds NaN or is of a type that nothing here writes.
     """
     if not path.is_file():
         raise InputError(str(path), "no such file", f"name the {wanted} file that overheard wrote")
+    again = f"write the {wanted} again"
     try:
+        with path.open("rb") as start:
+            header = int.from_bytes(start.read(8), "little")
+        if header > MOST_HEADER_BYTES:
+            raise InputError(str(path), f"not a whole safetensors file (a header of {header} bytes)", again)
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
             metadata = _object(text, path, wanted) if ours else {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, has keys alone)
-    except (SafetensorError, OSError) as error:
-        raise InputError(str(path), f"not a whole safetensors file ({error})", f"write the {wanted} again") from error
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(str(path), f"not a whole safetensors file ({error})", again) from error
     for name, tensor in tensors.items():
+        if tensor.dtype not in TYPES:
+            raise InputError(str(path), f"tensor {name[:60]!r} has type {tensor.dtype}", again)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(str(path), f"tensor {name!r} holds NaN or infinity", f"write the {wanted} again")
+            raise InputError(str(path), f"tensor {name[:60]!r} holds NaN or infinity", again)
     return tensors, metadata
+
+
+def read_text(path: Path, remedy: str, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """A text file from outside, whole.
+
+    Raises:
+        InputError: it cannot be read, is larger than a file of its kind can be, or is not UTF-8.
+    """
+    try:
+        if path.stat().st_size > most_bytes:
+            raise InputError(str(path), f"more than {most_bytes >> 20} MB", remedy)
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(str(path), "no such file", remedy) from error
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})", remedy) from error
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), "not UTF-8 text", remedy) from error
+
+
+def parse_json(text: str, where: str, remedy: str) -> Any:
+    """JSON from outside; NaN and infinity, which are none, are refused.
+
+    Raises:
+        InputError: no JSON, or nested without end.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, "no JSON", remedy) from error
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(text)
 
 
 def _object(text: str | None, path: Path, wanted: str) -> dict[str, Any]:
@@ -89,7 +145,7 @@ def _object(text: str | None, path: Path, wanted: str) -> dict[str, Any]:
         raise InputError(str(path), f"safetensors without the metadata of a {wanted}", remedy)
     try:
         parsed = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(str(path), "metadata is no JSON", remedy) from error
     if not isinstance(parsed, dict):
         raise InputError(str(path), "metadata is no JSON object", remedy)

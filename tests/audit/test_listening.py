@@ -10,8 +10,9 @@ from rich.console import Console
 
 from overheard.audit import listening
 from overheard.audit.listening import NOTHING, listen
+from overheard.audit.plan import AuditPlan
 from overheard.audit.records import AuditRecord, load_records
-from overheard.audit.runner import AuditPlan, run_audit
+from overheard.audit.runner import run_audit
 from overheard.errors import InputError
 from overheard.metrics.speaker import SAMPLE_RATE
 

@@ -10,8 +10,9 @@ import soundfile
 import torch
 from rich.console import Console
 
+from overheard.audit.plan import AuditPlan
 from overheard.audit.records import AuditRecord, append_record, load_records
-from overheard.audit.runner import AuditPlan, run_audit
+from overheard.audit.runner import run_audit
 from overheard.errors import InputError
 from overheard.speech.corpus import Selection
 

@@ -4,12 +4,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from overheard.attacks.certificate import Certificate, certify
+from overheard.attacks.ladder import LADDER, LadderConfig, climb
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import FLOAT32
-from overheard.attacks.registry import AUTO, run_attack
+from overheard.attacks.registry import AUTO, check_update, config_of, run_attack
 from overheard.attacks.resimulation import trace
 from overheard.attacks.transcript import recover_transcripts
 from overheard.metering import metered
+from overheard.recognition.configuration import config_from_json
 
 Until = Literal["features", "words", "certificate"]
 """How far an attack goes: each stage includes those before it, and costs more than they do together."""
@@ -26,7 +28,8 @@ def attack_until(
 
     Args:
         observation: all that the attacker sees.
-        name: of the attack, or "auto"; see `registry.run_attack`.
+        name: of the attack, or "auto", see `registry.run_attack`; or "ladder", see `ladder.climb`, which always goes
+            as far as certificates.
         options: settings of that attack.
         seed: of whatever it draws.
         until: the last stage.
@@ -34,12 +37,28 @@ def attack_until(
     Raises:
         InputError: as `registry.run_attack`.
     """
+    if name == LADDER:
+        check_update(observation)
+        config = config_from_json(LadderConfig, options or {}, f"settings of attack {LADDER}")
+        return replace(climb(observation, config, complete, seed), given=observation.given())
     found = run_attack(observation, name, options, seed)
     if until == "features" or not found.features:
         return found
     with metered(next(observation.model.parameters()).device) as meter:
         found = complete(observation, found, certificate=until == "certificate")
     return replace(found, seconds_words=meter.seconds)
+
+
+def check_attack(name: str, options: dict[str, Any]) -> None:
+    """Refuse an attack before anything is computed.
+
+    Raises:
+        InputError: no such attack or setting.
+    """
+    if name == LADDER:
+        config_from_json(LadderConfig, options, f"settings of attack {LADDER}")
+    else:
+        config_of(name, options)
 
 
 def complete(observation: Observation, reconstruction: Reconstruction, certificate: bool = True) -> Reconstruction:

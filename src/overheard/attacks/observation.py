@@ -1,6 +1,6 @@
 """What an attack is given and what it gives back. Nothing true about the client passes here but the update."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from overheard.errors import InputError
 from overheard.federation.update import ClientUpdate
+from overheard.recognition.configuration import config_from_file
 from overheard.storage import read_tensors, write_tensors
 
 
@@ -113,5 +114,8 @@ def load_reconstruction(path: Path) -> Reconstruction:
     names = [f"features.{index}" for index in range(len(tensors))]
     if set(names) != set(tensors) or any(tensors[name].ndim != 2 for name in names):
         raise InputError(str(path), "features that are not matrices (T, F)", "run overheard attack again")
-    features = tuple(tensors[name].to(torch.float64) for name in names)
-    return Reconstruction(features=features, **{**plain, "transcripts": tuple(plain["transcripts"])})
+    found = config_from_file(Reconstruction, plain, path, "reconstruction")
+    if len(found.transcripts) != len(names):
+        count = f"{len(found.transcripts)} transcripts of {len(names)} utterances"
+        raise InputError(str(path), count, "run overheard attack again")
+    return replace(found, features=tuple(tensors[name].to(torch.float64) for name in names))

@@ -56,6 +56,31 @@ AUTO = "auto"
 doubt, the last that brings back most."""
 
 
+def config_of(name: str, options: dict[str, Any]) -> Any:
+    """An attack's settings; None for "auto", whose attacks have their defaults.
+
+    Raises:
+        InputError: no such attack or setting.
+    """
+    if name != AUTO and name not in ATTACKS:
+        raise InputError("attack", repr(name), f"choose one of {', '.join([AUTO, *ATTACKS])}, ladder")
+    if name == AUTO:
+        if options:
+            raise InputError("attack", "settings without an attack", f"name one of {', '.join(ATTACKS)}")
+        return None
+    return config_from_json(ATTACKS[name].config, options, f"settings of attack {name}")
+
+
+def check_update(observation: Observation) -> None:
+    """Refuse an update that does not fit the model.
+
+    Raises:
+        InputError: names the first difference.
+    """
+    shapes = {key: tuple(parameter.shape) for key, parameter in observation.model.named_parameters()}
+    check_fits(observation.update, shapes, "update")
+
+
 def run_attack(
     observation: Observation, name: str = AUTO, options: dict[str, Any] | None = None, seed: int = 0
 ) -> Reconstruction:
@@ -70,12 +95,8 @@ def run_attack(
     Raises:
         InputError: no such attack or setting, or an update that does not fit the model.
     """
-    shapes = {key: tuple(parameter.shape) for key, parameter in observation.model.named_parameters()}
-    check_fits(observation.update, shapes, "update")
-    if name != AUTO and name not in ATTACKS:
-        raise InputError("attack", repr(name), f"choose one of {', '.join([AUTO, *ATTACKS])}")
-    if name == AUTO and options:
-        raise InputError("attack", "settings without an attack", f"name one of {', '.join(ATTACKS)}")
+    check_update(observation)
+    config_of(name, options or {})
     device = next(observation.model.parameters()).device
     tried: dict[str, str | None] = {}
     doubtful: Reconstruction | None = None
@@ -83,7 +104,7 @@ def run_attack(
         for each in [key for key, row in ATTACKS.items() if row.in_auto] if name == AUTO else [name]:
             attack = ATTACKS[each]
             generator = torch.Generator(device).manual_seed(seed)
-            config = config_from_json(attack.config, options or {}, f"settings of attack {each}")
+            config = config_of(each, options or {})
             found = attack.run(observation, config, generator=generator)
             tried[each] = found.reason
             if found.features and found.unique is not False:

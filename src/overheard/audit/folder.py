@@ -13,7 +13,7 @@ import torch
 
 from overheard import __version__
 from overheard.errors import InputError
-from overheard.storage import write_text
+from overheard.storage import parse_json, read_text, write_text
 
 CONFIG = "config.json"
 LIBRARIES = ("torch", "numpy", "scipy", "lhotse")
@@ -46,8 +46,8 @@ def begin(out: Path, config: dict[str, Any], what: str) -> None:
     file = out / CONFIG
     if file.exists():
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
+            kept = parse_json(read_text(file, "choose another --out"), str(file), "choose another --out")["fingerprint"]
+        except (KeyError, TypeError) as error:
             raise InputError(str(file), "broken", "choose another --out") from error
         if kept != config["fingerprint"]:
             raise InputError(str(out), f"holds {what} with other settings", "choose another --out, or delete it")
@@ -57,6 +57,9 @@ def begin(out: Path, config: dict[str, Any], what: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
         # Audits hold private speech.
         out.chmod(0o700)
+        for leftover in out.rglob(".*.part"):
+            # What a killed run was writing.
+            leftover.unlink()
         write_text(file, json.dumps(config, indent=1))
     except OSError as error:
         raise InputError(str(out), f"cannot be written ({error.strerror})", "choose another --out") from error

@@ -4,6 +4,7 @@ What could not be computed is null, never a made-up number. A batch of N utteran
 """
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Literal, get_args
 
 from overheard.errors import InputError
 from overheard.metrics.alignment import CLOSE
-from overheard.storage import parse_fields
+from overheard.recognition.configuration import config_from_file
+from overheard.storage import parse_json
 
 RESULTS = "results.jsonl"
+MOST_BYTES = 1 << 30
+"""Of results.jsonl: a million records."""
 
 Status = Literal["ok", "failed"]
 Source = Literal["original", "true_features", "recovered"]
@@ -85,7 +89,8 @@ class AuditRecord:
         batch: utterances in the update.
         local_steps: steps of local SGD.
         defence: name of the defence, "none" without one.
-        attack: name of the attack.
+        attack: name of the attack; of a ladder, the rung that succeeded or came nearest.
+        rungs: of a ladder: what each rung came to, from cheap to dear.
         status: "ok" when features came back, "failed" otherwise.
         reason: why it failed or came back in part.
         frames_true: T.
@@ -128,6 +133,7 @@ class AuditRecord:
     local_steps: int | None = None
     defence: str | None = None
     attack: str | None = None
+    rungs: str | None = None
     status: Status = "failed"
     reason: str | None = None
     frames_true: int | None = None
@@ -166,6 +172,7 @@ class AuditRecord:
 
 
 FIELDS = tuple(each.name for each in fields(AuditRecord))
+_KNOWN = frozenset(FIELDS)
 
 
 def to_line(record: AuditRecord) -> str:
@@ -176,11 +183,15 @@ def to_line(record: AuditRecord) -> str:
 
 
 def append_record(folder: Path, record: AuditRecord) -> None:
-    """Add one line to results.jsonl and have it on disk before returning."""
-    with (folder / RESULTS).open("a", encoding="utf-8") as file:
+    """Add one line to results.jsonl, which its owner alone can read, and have it on disk before returning."""
+    with open(folder / RESULTS, "a", encoding="utf-8", opener=_owners) as file:
         file.write(to_line(record))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _owners(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def drop_partial_line(folder: Path) -> None:
@@ -197,26 +208,30 @@ def load_records(folder: Path) -> list[AuditRecord]:
     """Every record of a run, in the order written; a last line cut short by a crash is left out.
 
     Raises:
-        InputError: no results.jsonl there, or a line that is no record.
+        InputError: no results.jsonl there, one that is larger than any run's, or a line that is no record.
     """
     path = folder / RESULTS
     if not path.is_file():
         raise InputError(str(folder), f"no {RESULTS} in it", "name the --out folder of overheard audit or demo")
-    known = set(FIELDS)
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(str(path), f"more than {MOST_BYTES >> 20} MB", "split the run into several folders")
     records = []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            parsed = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}:{number}", "no JSON", "remove that line") from error
-        if not isinstance(parsed, dict) or not set(parsed) <= known or "utterance" not in parsed:
-            raise InputError(f"{path}:{number}", "no audit record", "remove that line")
-        where = f"{path}:{number}"
-        if heard := parsed.get("hearings"):
-            parsed["hearings"] = tuple(parse_fields(Hearing, each, where, "hearing") for each in heard)
-        else:
-            parsed["hearings"] = ()
-        records.append(parse_fields(AuditRecord, parsed, where, "audit record"))
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith("\n"):
+                records.append(_record(line, f"{path}:{number}"))
     return records
+
+
+def _record(line: str, where: str) -> AuditRecord:
+    values = parse_json(line, where, "remove that line")
+    if not isinstance(values, dict) or "utterance" not in values or not set(values) <= _KNOWN:
+        raise InputError(where, "no audit record", "remove that line")
+    if values.get("hearings") is None:
+        values["hearings"] = ()
+    record = config_from_file(AuditRecord, values, where, "audit record")
+    for part in (record, *record.hearings):
+        # JSON has numbers that become infinite here.
+        if any(isinstance(value, float) and not math.isfinite(value) for value in vars(part).values()):
+            raise InputError(where, "a number that is not finite", "remove that line")
+    return record

@@ -72,8 +72,12 @@ def read_batch(model: nn.Module, path: Path) -> tuple[Batch, Truth]:
 def model_name(model: nn.Module, text: str) -> str:
     """How the server names a model so that an attacker can have it too: a registered one with random weights by its
     specification, any other as the user named it."""
-    registered = text in MODELS or text.startswith("{")
-    return spec_of(model).to_json() if registered else text
+    return spec_of(model).to_json() if is_registered(text) else text
+
+
+def is_registered(text: str) -> bool:
+    """The user asked for a registered model with random weights, by its name or specification."""
+    return text in MODELS or text.startswith("{")
 
 
 def share(model: nn.Module, batch: Batch, settings: ClientSettings, name: str, weights: str) -> ClientUpdate:
@@ -114,6 +118,12 @@ def score(reconstruction: Reconstruction, truth: Truth) -> list[AuditRecord]:
     ]
 
 
+def _rungs(reconstruction: Reconstruction) -> str | None:
+    """What each rung of a ladder came to, without its time: records of equal runs are equal."""
+    rows = reconstruction.diagnostics.get("rungs")
+    return None if rows is None else "; ".join(f"{row['rung']}: {row['outcome']}" for row in rows)
+
+
 def _score_one(reconstruction: Reconstruction, said: TrueUtterance, index: int | None, sample_rate: int) -> AuditRecord:
     given = reconstruction.given
     record = AuditRecord(
@@ -126,6 +136,7 @@ def _score_one(reconstruction: Reconstruction, said: TrueUtterance, index: int |
         local_steps=given.get("local_steps"),
         prior=", ".join(given.get("prior", [])) or "nothing",
         attack=reconstruction.attack,
+        rungs=_rungs(reconstruction),
         reason=reconstruction.reason,
         frames_true=len(said.features),
         frames_recovered=0,

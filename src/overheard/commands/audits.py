@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from overheard.audit.listening import listen
+from overheard.audit.plan import AuditPlan
 from overheard.audit.records import AuditRecord
-from overheard.audit.runner import AuditPlan, run_audit
+from overheard.audit.runner import run_audit
 from overheard.commands.machine import set_up
 from overheard.errors import InputError
 from overheard.report.html import write_report

@@ -103,4 +103,5 @@ def read_client(manifest: Path) -> ClientSpeech:
     Raises:
         InputError: no manifest of cuts.
     """
-    return ClientSpeech(client_name(manifest), load_corpus(manifest).cuts)
+    # A client's own: its audio lies wherever the client keeps it.
+    return ClientSpeech(client_name(manifest), load_corpus(manifest, anywhere=True).cuts)

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from overheard.errors import InputError
-from overheard.storage import parse_fields, read_tensors, write_tensors
+from overheard.recognition.configuration import config_from_file
+from overheard.storage import read_tensors, write_tensors
 
 Kind = Literal["gradient", "delta"]
 Mode = Literal["eval", "train"]
@@ -115,7 +116,7 @@ def load_update(path: Path) -> ClientUpdate:
     tensors, metadata = read_tensors(path, "client update")
     if "client_update" not in metadata:
         raise InputError(str(path), "safetensors that hold no client update", "name a file written by overheard share")
-    protocol = parse_fields(Protocol, metadata["client_update"], path, "client update")
+    protocol = config_from_file(Protocol, metadata["client_update"], path, "client update")
     if not tensors:
         raise InputError(str(path), "no tensors", "share the update again")
     return ClientUpdate(tensors, protocol)

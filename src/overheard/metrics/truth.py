@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from overheard.errors import InputError
+from overheard.recognition.configuration import config_from_file
 from overheard.speech.features import FrontEndConfig
-from overheard.storage import parse_fields, read_tensors, write_tensors
+from overheard.storage import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,21 @@ def load_truth(path: Path) -> Truth:
         raise InputError(str(path), "safetensors that hold no truth", "name the --truth file of overheard share")
     utterances = []
     for index, fields in enumerate(words):
-        features = tensors.get(f"features.{index}", torch.empty(0))
-        if features.ndim != 2 or not isinstance(fields, dict):
+        features, waveform = tensors.get(f"features.{index}"), tensors.get(f"waveform.{index}")
+        if features is None or features.ndim != 2 or not features.is_floating_point():
             raise InputError(str(path), f"no features (T, F) of utterance {index}", "run overheard share again")
-        own = {"features": features, "waveform": tensors.get(f"waveform.{index}")}
-        utterances.append(parse_fields(TrueUtterance, {**fields, **own}, path, "truth"))
-    front_end = parse_fields(FrontEndConfig, metadata.get("front_end"), path, "front end")
+        if waveform is not None and (waveform.ndim != 1 or not waveform.is_floating_point()):
+            raise InputError(str(path), f"no waveform (S,) of utterance {index}", "run overheard share again")
+        named = config_from_file(_Named, fields, path, "truth")
+        utterances.append(TrueUtterance(named.id, named.speaker, named.transcript, features, waveform))
+    front_end = config_from_file(FrontEndConfig, metadata.get("front_end"), path, "front end")
     return Truth(tuple(utterances), front_end)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a file says of an utterance beside its tensors."""
+
+    id: str
+    speaker: str | None
+    transcript: str

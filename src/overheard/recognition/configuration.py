@@ -4,8 +4,10 @@ Specifications also arrive in files from other people, so types are checked befo
 an upper limit: none may cost memory or time before it is compared with the tensors beside it.
 """
 
+import functools
 import math
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -43,8 +45,35 @@ def config_from_json(config_class: type[Config], values: object, owner: str) -> 
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(owner, f"no {name}", f"give an object with {', '.join(known)}")
-    hints = get_type_hints(config_class)
+    hints = _hints(config_class)
     return config_class(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+
+
+def config_from_file(config_class: type[Config], values: object, path: Path | str, what: str) -> Config:
+    """As `config_from_json`, of values that a file held.
+
+    Args:
+        config_class: what they should be.
+        values: of unknown origin.
+        path: the file, for the message.
+        what: its kind, such as "client update".
+
+    Raises:
+        InputError: names the file, and what is wrong in it.
+    """
+    try:
+        return config_from_json(config_class, values, what)
+    except InputError as error:
+        found = f"not a {what} ({error.argument}: {error.found})"
+        raise InputError(str(path), found, f"write the {what} again") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(str(path), f"not a {what} ({error})", f"write the {what} again") from error
+
+
+@functools.cache
+def _hints(config_class: type) -> dict[str, Any]:
+    """Resolving them takes longer than all the rest, and there are files of many thousand records."""
+    return get_type_hints(config_class)
 
 
 def check_front_end(front_end: FrontEndConfig) -> None:
@@ -96,7 +125,10 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return value if isinstance(value, hint) else config_from_json(hint, value, name)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InputError(name, _shown(value), "give a number that a float can hold") from error
     kind: type = origin or hint
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object"}[kind]
@@ -105,5 +137,9 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python writes no whole number of thousands of digits.
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from overheard.errors import InputError
+from overheard.storage import parse_json, read_text
 
 CHECKPOINTS = "checkpoints"
 MODEL, TENSORS, STATE, CHECKSUMS = "model.safetensors", "state.safetensors", "state.json", "checksums.json"
@@ -61,7 +62,7 @@ def best_of(folders: list[Path]) -> Path | None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, None when they are as they were written."""
     try:
-        checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        checksums = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"), CHECKSUMS, "train again")
         for name in (MODEL, TENSORS, STATE):
             if _sha256(folder / name) != checksums[name]:
                 return f"{folder / name} is not as it was written"
@@ -73,8 +74,16 @@ def damage(folder: Path) -> str | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part of a whole checkpoint."""
-    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    """The JSON part of a whole checkpoint.
+
+    Raises:
+        InputError: no such file, or no JSON object.
+    """
+    path = folder / STATE
+    found = parse_json(read_text(path, "train again"), str(path), "train again")
+    if not isinstance(found, dict):
+        raise InputError(str(path), "no JSON object", "train again")
+    return found
 
 
 @contextmanager
@@ -119,7 +128,7 @@ def _step(folder: Path) -> int | None:
 def _wer(folder: Path) -> float | None:
     try:
         wer = read_state(folder).get("wer")
-    except (OSError, ValueError, AttributeError):
+    except InputError:
         return None
     return float(wer) if isinstance(wer, int | float) else None
 

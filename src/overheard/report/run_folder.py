@@ -118,7 +118,7 @@ def _read_json(path: Path) -> Any:
         raise InputError(str(path), "no such file", REMEDY)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(str(path), "no JSON", REMEDY) from error
 
 

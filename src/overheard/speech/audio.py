@@ -11,6 +11,9 @@ from torch import Tensor
 
 from overheard.errors import InputError
 
+MOST_SAMPLES = 1 << 27
+"""Of a file, over all channels: half a gigabyte as float32, two hours at 16 kHz."""
+
 SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 
 
@@ -38,9 +41,13 @@ def read_audio(path: Path, sample_rate: int) -> Float[Tensor, " S"]:
     """One file's samples in [-1, 1]: the mean of its channels, resampled by soxr where the rate differs.
 
     Raises:
-        InputError: not audio, cut short, without samples, or with samples that are no numbers.
+        InputError: not audio, cut short, hours long, without samples, or with samples that are no numbers.
     """
     try:
+        info = soundfile.info(path)
+        if info.frames * info.channels > MOST_SAMPLES:
+            # A few kilobytes of FLAC can claim, and be, hours of silence.
+            raise InputError(str(path), f"{info.frames} samples of {info.channels} channels", "cut it into pieces")
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise InputError(str(path), f"not readable as audio ({error})", "give wav, flac, ogg or mp3") from error

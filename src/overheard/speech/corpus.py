@@ -19,11 +19,20 @@ from lhotse.audio import AudioSource
 from torch import Tensor
 
 from overheard.errors import InputError
-from overheard.storage import write_text, written_whole
+from overheard.speech.manifest import check_inside, read_manifest
+from overheard.storage import parse_json, read_text, write_text, written_whole
 
 AUDIO_SUFFIXES = (".flac", ".wav")
 SAMPLE_RATE = 16000
 """Hz; what LibriSpeech has, and every model here takes."""
+
+LONGEST_SECONDS = 3600
+"""Of an utterance: a hundred times LibriSpeech's longest."""
+
+LONGEST_NAME = 240
+"""Bytes of an utterance's id, which is its file's name."""
+
+PROBLEM_FIELDS = ("utterance", "speaker", "reason", "remedy")
 
 
 @dataclass(frozen=True)
@@ -98,16 +107,20 @@ class Selection:
     seed: int = 0
 
 
-def load_corpus(path: Path) -> Corpus:
+def load_corpus(path: Path, *, anywhere: bool = False) -> Corpus:
     """A corpus from a folder in LibriSpeech's layout or from a Lhotse manifest of cuts.
 
+    Args:
+        path: the folder or manifest.
+        anywhere: a manifest is one's own, and may name audio outside its folder that it was not prepared from.
+
     Raises:
-        InputError: nothing there, no transcripts in it, a broken manifest, or a stale one.
+        InputError: nothing there, no transcripts in it, or a manifest that is broken, stale, or leads elsewhere.
     """
     if path.is_dir():
         return _scan(path)
     if path.is_file():
-        return _load_manifest(path)
+        return _load_manifest(path, anywhere)
     raise InputError(str(path), "no such folder or manifest", "name a folder in LibriSpeech's layout with --corpus")
 
 
@@ -260,15 +273,13 @@ def _scan(folder: Path) -> Corpus:
 
 
 def _lines(file: Path) -> Sequence[str]:
-    try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(str(file), "not UTF-8 text", "write it as ID, a space, and the words, line by line") from error
+    text = read_text(file, "write it as UTF-8: ID, a space, and the words, line by line")
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _audio_file(folder: Path, name: str) -> Path | None:
-    # A name with a separator would lead out of the folder.
-    if Path(name).name != name:
+    # A name with a separator would lead out of the folder; file systems take no longer ones than this.
+    if Path(name).name != name or len(name.encode()) > LONGEST_NAME:
         return None
     return next((path for suffix in AUDIO_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
 
@@ -285,6 +296,9 @@ def _audio_problem(path: Path) -> tuple[str, str] | None:
         return f"{info.channels} channels in {path}", "mix it down to one"
     if info.frames == 0:
         return f"no samples in {path}", "leave it out"
+    if info.frames > LONGEST_SECONDS * SAMPLE_RATE:
+        # A few kilobytes of FLAC can claim, and be, hours of silence.
+        return f"{info.frames / SAMPLE_RATE:.0f} s of audio in {path}", f"cut it to {LONGEST_SECONDS} s at most"
     return None
 
 
@@ -312,23 +326,25 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _load_manifest(path: Path) -> Corpus:
-    remedy = "give a Lhotse manifest of cuts (.jsonl.gz), or a folder in LibriSpeech's layout"
-    try:
-        cuts = list(CutSet.from_file(path))
-    except (OSError, EOFError, ValueError, AssertionError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(str(path), f"not a manifest of cuts ({error})", remedy) from error
-    if not cuts or not all(isinstance(cut, MonoCut) and cut.recording and cut.supervisions for cut in cuts):
-        raise InputError(str(path), "cuts without a recording or a supervision", remedy)
+def _load_manifest(path: Path, anywhere: bool) -> Corpus:
+    cuts = read_manifest(path)
     problems: list[Problem] = []
+    # Beside its manifest, and the folder that this manifest can be shown to be of.
+    allowed = [path.parent.resolve()]
     if _source_file(path).is_file():
+        again = "run overheard data prepare again"
+        source = parse_json(read_text(_source_file(path), again), str(_source_file(path)), again)
         try:
-            source = json.loads(_source_file(path).read_text(encoding="utf-8"))
             folder, fingerprint = Path(source["folder"]), source["fingerprint"]
-            problems = [Problem(**fields) for fields in source["problems"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(str(_source_file(path)), "broken", "run overheard data prepare again") from error
-        if not folder.is_dir() or _fingerprint(folder) != fingerprint:
+            problems = [Problem(*(str(fields[name]) for name in PROBLEM_FIELDS)) for fields in source["problems"]]
+            fresh = folder.is_dir() and _fingerprint(folder) == fingerprint
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(str(_source_file(path)), "broken", again) from error
+        if not fresh:
             found = f"stale: {folder} has changed since it was prepared"
-            raise InputError(str(path), found, "run overheard data prepare again")
+            raise InputError(str(path), found, again)
+        # Nobody knows a folder's fingerprint who has not read it.
+        allowed.append(folder.resolve())
+    if not anywhere:
+        check_inside(path, cuts, allowed)
     return Corpus(path, tuple(sorted(cuts, key=lambda cut: cut.id)), tuple(problems))

@@ -26,6 +26,13 @@ MEL_POWER_FLOOR = 1e-10
 DEVIATION_FLOOR = 1e-5
 
 
+LARGEST = {
+    "sample_rate": 1 << 20, "n_fft": 1 << 16, "window": 1 << 16, "hop": 1 << 16, "num_mel": 1 << 12,
+    "num_mfcc": 1 << 12,
+}  # fmt: skip
+"""Of a front end's numbers, which also come in files from outside: filters of these sizes take half a gigabyte."""
+
+
 @dataclass(frozen=True)
 class FrontEndConfig:
     """What turns a waveform into features; a JSON object with these keys is its stored form.
@@ -59,10 +66,10 @@ class FrontEndConfig:
         for name, choices in (("kind", get_args(Kind)), ("normalise", get_args(Normalisation))):
             if getattr(self, name) not in choices:
                 raise InputError(name, repr(getattr(self, name)), f"choose one of {', '.join(choices)}")
-        for name in ("sample_rate", "n_fft", "window", "hop", "num_mel", "num_mfcc"):
+        for name, most in LARGEST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(name, repr(value), "give a whole number above 0")
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise InputError(name, repr(value), f"give a whole number from 1 to {most}")
         if self.n_fft % 2:
             raise InputError("n_fft", self.n_fft, "give an even number of samples")
         if not self.hop <= self.window <= self.n_fft:

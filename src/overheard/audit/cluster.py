@@ -1,0 +1,45 @@
+"""joblib on a Ray cluster."""
+
+from contextlib import ExitStack
+
+import joblib
+
+from overheard.errors import InputError
+
+BACKEND = "overheard-ray"
+
+
+def enter_ray(address: str | None, number: int, stack: ExitStack) -> tuple[type[Exception], ...]:
+    """Connect to a cluster, or start one here, and make it joblib's own until the stack unwinds.
+
+    Args:
+        address: host:port of the head, "auto" for one that runs on this machine; None to start one.
+        number: CPUs of one that is started here.
+        stack: what to undo at the end.
+
+    Returns:
+        What is raised when a worker is lost.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+        from ray.util.joblib.ray_backend import RayBackend
+    except ImportError as error:
+        raise InputError("backend", "Ray is not installed", "pip install 'overheard[cluster]'") from error
+
+    class StreamingRay(RayBackend):
+        """Results one by one, as they come: what is done is written before the next is there."""
+
+        supports_return_generator = True
+
+    try:
+        own = {"num_cpus": max(2, number), "include_dashboard": False} if address is None else {"address": address}
+        ray.init(log_to_driver=False, **own)  # pyright: ignore[reportArgumentType]
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError("address", f"no Ray cluster at {address} ({error})", "start one: ray start --head") from error
+    stack.callback(ray.shutdown)
+    joblib.register_parallel_backend(BACKEND, StreamingRay)
+    stack.enter_context(joblib.parallel_config(backend=BACKEND))
+    return (ray.exceptions.RayError,)
