@@ -95,6 +95,19 @@ def test_records_example_page_and_a_second_start(file: Path, tmp_path: Path, her
     assert "quantise-16" in text
 
 
+def test_everything_is_its_owners_alone(file: Path, tmp_path: Path, here: list[Job]) -> None:
+    grid, out = replace(read_grid(file), examples=1), tmp_path / "out"
+    run(grid, out)
+    left = out / "examples" / ".half.flac.0.part"
+    left.write_bytes(b"speech")
+    run(grid, out)
+    write_report(out)
+    assert not left.exists(), "what a killed run was writing is still there"
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) > 6
+    assert [path for path in files if path.stat().st_mode & 0o077] == []
+
+
 def test_a_grid_grows_and_never_mixes(file: Path, tmp_path: Path, here: list[Job]) -> None:
     grid, out = read_grid(file), tmp_path / "out"
     first = run(grid, out)

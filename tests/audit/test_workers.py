@@ -114,7 +114,14 @@ def _stop_behind(place: Path, out: Path, wanted: int, ending: signal.Signals) ->
     """Start the command and stop it when it has kept so many records, in a group of its own as a terminal does."""
     command = [sys.executable, "-m", "overheard", "grid", "slow.toml", "--out", str(out), "--workers", "2"]
     process = subprocess.Popen(
-        command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True
+        command,
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+        # Tests that run in the background ignore Ctrl-C, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     results = out / "results.jsonl"
     deadline = time.monotonic() + PATIENCE

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from readers import Reader, readers
+from readers import Reader, readers, write_corpus
 
 from overheard.errors import InputError
 
@@ -89,7 +89,10 @@ def main() -> None:
     print(f"{'reader':<20} {'inputs':>8} {'read':>8} {'refused':>8} {'slowest ms':>10} {'CPU s':>7} {'peak MB':>8}")
     for name in arguments.reader or table:
         start = time.process_time()
-        count = fuzz(table[name], place / name.replace(" ", "-"), arguments.inputs, arguments.seed)
+        folder = place / name.replace(" ", "-")
+        if name == "transcripts":
+            write_corpus(folder)
+        count = fuzz(table[name], folder, arguments.inputs, arguments.seed)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         spent = time.process_time() - start
         numbers = f"{count.read:>8} {count.refused:>8} {1000 * count.slowest:>10.1f} {spent:>7.0f} {peak:>8.0f}"

@@ -18,7 +18,7 @@ from overheard import __version__
 from overheard.audit.folder import begin, provenance
 from overheard.audit.grid import Grid, Job, jobs_of
 from overheard.audit.plan import corpus_described, threat_model
-from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records
+from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records, owners_alone
 from overheard.audit.workers import Outcome, Workers, carry_out
 from overheard.errors import InputError
 from overheard.speech.corpus import load_corpus
@@ -150,7 +150,7 @@ def _kept(out: Path) -> list[AuditRecord]:
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    with (out / LOCK).open("w", encoding="utf-8") as file:
+    with open(out / LOCK, "w", encoding="utf-8", opener=owners_alone) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

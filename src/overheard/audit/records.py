@@ -184,13 +184,14 @@ def to_line(record: AuditRecord) -> str:
 
 def append_record(folder: Path, record: AuditRecord) -> None:
     """Add one line to results.jsonl, which its owner alone can read, and have it on disk before returning."""
-    with open(folder / RESULTS, "a", encoding="utf-8", opener=_owners) as file:
+    with open(folder / RESULTS, "a", encoding="utf-8", opener=owners_alone) as file:
         file.write(to_line(record))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _owners(path: str, flags: int) -> int:
+def owners_alone(path: str, flags: int) -> int:
+    """Open a file as `open` does, made readable by its owner alone."""
     return os.open(path, flags, 0o600)
 
 
