@@ -298,20 +298,30 @@ def listen(
     audits.listen_to(directory, corpus, speakers, recogniser, threads)
 
 
-def report(directory: Positional[Path], *, redact: bool = False) -> None:
-    """Write DIRECTORY/report.html and, for a paper, DIRECTORY/paper/ anew from its records.
+def report(
+    directories: Positional[tuple[Path, ...]],
+    *,
+    out: Path | None = None,
+    utility: tuple[Path, ...] = (),
+    redact: bool = False,
+) -> None:
+    """Write report.html and, for a paper, the folder paper anew from an audit's records; of several audits, one report.
 
     The folder paper holds figures as PDF, tables as LaTeX and CSV, a paragraph on methods and BibTeX.
 
     Example: overheard report runs/ds1
 
+    Example: overheard report runs/plain runs/noise --utility runs/federated runs/federated-noise --out runs/all
+
     Args:
-        directory: the --out folder of an audit or demo
+        directories: the --out folders of audits or a demo
+        out: folder for what several audits come to; without it, the one audit's own
+        utility: runs of overheard federate, one for each defence: what it costs in word errors, and what it guarantees
         redact: leave out audio, features and transcripts, to show the page to others: report-redacted.html
     """
-    from overheard.commands import audits
+    from overheard.commands import reports
 
-    audits.report(directory, redact)
+    reports.report_on(directories, out, utility, redact)
 
 
 DESCRIPTION = """Measure what a speech recogniser's training updates give away about the people who spoke.

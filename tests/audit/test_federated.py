@@ -22,6 +22,7 @@ from overheard.federation.local_settings import LocalSettings
 from overheard.federation.settings import FederationSettings
 from overheard.federation.simulation import FederationPlan, carry_out
 from overheard.recognition.models import build_model, model_spec
+from overheard.report.html import write_report
 from overheard.speech.corpus import Selection
 
 CPU = torch.device("cpu")
@@ -48,7 +49,12 @@ def test_an_undefended_update_of_a_real_round_is_recovered(corpus: Path, tmp_pat
     records = audit_run(plan, tmp_path / "audit", CPU, Console(quiet=True))
     assert [record.speaker for record in records] == ["100", "101"]
     assert all(record.recovered and record.defence == "none" and record.batch == 1 for record in records)
-    assert json.loads((tmp_path / "audit" / "ranks.json").read_text())[0]["frames"] == records[0].frames_true
+    ranks = json.loads((tmp_path / "audit" / "ranks.json").read_text())
+    assert [rank["frames"] for rank in ranks] == [records[0].frames_true]
+    # Two clients' updates are of one model, which is named as a user would name it.
+    assert {record.model for record in records} == {ranks[0]["model"]}
+    assert json.loads(ranks[0]["model"]) == {"name": "deepspeech1", "config": {"hidden_size": 192, "context": 2}}
+    assert {record.weights for record in records} == {"before round 1"}
     assert (tmp_path / "audit" / str(records[0].example) / "recovered.flac").is_file()
     # Started again, it finds everything done.
     assert audit_run(plan, tmp_path / "audit", CPU, Console(quiet=True)) == records
@@ -61,6 +67,10 @@ def test_a_defended_one_says_so(corpus: Path, tmp_path: Path) -> None:
     records = audit_run(FederatedAudit(run, until="features"), tmp_path / "audit", CPU, Console(quiet=True))
     assert not any(record.recovered for record in records)
     assert {record.defence for record in records} == {"noise:std=1"}
+    # Two tones are no words: what matters is that the rate is the run's own.
+    measured = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (wer,) = {line["wer"] for line in measured if line["kind"] == "evaluation"} or {None}
+    assert {(record.utility_wer, record.epsilon) for record in records} == {(wer, None)}
 
 
 def test_without_a_truth_frames_are_counted_alone(corpus: Path, tmp_path: Path) -> None:
@@ -70,6 +80,7 @@ def test_without_a_truth_frames_are_counted_alone(corpus: Path, tmp_path: Path) 
     records = audit_run(FederatedAudit(run, until="features"), tmp_path / "audit", CPU, Console(quiet=True))
     assert [record.reason for record in records] == ["no truth was kept"] * 2
     assert all(record.frames_recovered and record.feature_mae is None for record in records)
+    assert "Scanned on an update in" in write_report(tmp_path / "audit").read_text(encoding="utf-8")
 
 
 def test_a_run_without_captured_updates_is_refused(tmp_path: Path) -> None:

@@ -123,13 +123,41 @@ def test_every_column_sorts_by_keyboard(browser: Browser, report: Path) -> None:
             values = column(page, title)
             known = [value for value in values if value != ""]
             assert values == known + [""] * (len(values) - len(known))
-            orders.append([float(value) for value in known] if heading.get_attribute("data-numeric") == "" else known)
+            numeric = heading.get_attribute("class") == "number"
+            orders.append([float(value) for value in known] if numeric else known)
         assert sorted(orders[0]) == sorted(orders[1])
         if isinstance(orders[0][0], float):
             assert orders[0] == sorted(orders[0])
             assert orders[1] == sorted(orders[1], reverse=True)
     assert page.locator("#record-table [aria-sort=descending]").count() == 1
     page.close()
+
+
+def sort_every_table(page: Page) -> None:
+    """By click and by key: each heading of each table orders its rows, one after the other way round, and says so."""
+    found = page.evaluate(
+        """() => [...document.querySelectorAll(".scroll table")].map((table) => {
+            const name = table.closest("[role=region]").getAttribute("aria-labelledby");
+            const values = (place) =>
+                [...table.tBodies[0].rows].map((row) => row.cells[place].dataset.value ?? row.cells[place].textContent);
+            return [name, [...table.tHead.rows[0].cells].map((heading, place) => {
+                const numeric = heading.classList.contains("number");
+                const said = [];
+                for (const _ of [1, 2]) {
+                    heading.querySelector("button").click();
+                    const known = values(place).filter((value) => value.trim() && value.trim() !== "\u2013");
+                    const pairs = known.slice(1).map((value, index) => numeric ? value - known[index] : 0);
+                    const direction = heading.getAttribute("aria-sort");
+                    said.push(direction, pairs.every((step) => direction === "ascending" ? step >= 0 : step <= 0));
+                }
+                return said;
+            })];
+        })"""
+    )
+    assert {name for name, _ in found} >= {"reasons", "conditions", "voices", "records-title"}
+    for name, headings in found:
+        assert headings, name
+        assert all(said == ["ascending", True, "descending", True] for said in headings), (name, headings)
 
 
 def test_filters_count_what_they_leave(browser: Browser, report: Path) -> None:
@@ -157,6 +185,8 @@ def test_a_grid_with_prices_and_voices_fits(browser: Browser, build_run: BuildRu
     assert seen.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert seen.page.get_by_role("heading", name="Voice and words in the audio").is_visible()
     assert seen.page.get_by_role("img").count() == 3
+    sort_every_table(seen.page)
+    assert seen.errors == []
     shots = os.environ.get("OVERHEARD_SCREENSHOTS")
     if shots:
         seen.page.screenshot(path=Path(shots) / f"grid-{width}.png", full_page=True)

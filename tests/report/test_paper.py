@@ -45,7 +45,9 @@ def test_every_rate_is_counted_again_from_the_records_it_names(paper: Path) -> N
 def test_latex_says_what_csv_says(paper: Path) -> None:
     text = (paper / "tables" / "outcomes.tex").read_text(encoding="utf-8")
     for row in rows(paper / "tables" / "outcomes.csv"):
-        assert f"{100 * float(row['recovered']):.1f} [" in text
+        assert rf"{100 * float(row['recovered']):.1f}\,\%" in text
+        low, high = (100 * float(row[f"recovered: {end}"]) for end in ("low", "high"))
+        assert f"[{low:.1f}, {high:.1f}]" in text
         assert " ".join(row["records selected"].split()) in text
 
 
@@ -78,7 +80,8 @@ def test_tables_are_whole_latex_whatever_the_data_says(paper: Path) -> None:
     for path in files:
         text = path.read_text(encoding="utf-8")
         assert balanced(text), path.name
-        columns = len(re.findall(r"\\begin\{tabular\}\{([lr]+)\}", text)[0])
+        (kinds,) = re.findall(r"\\begin\{tabular\}\{((?:[lr]|p\{[^}]+\})+)\}", text)
+        columns = len(re.findall(r"p\{[^}]+\}|[lr]", kinds))
         for line in text.splitlines():
             if line.endswith(r" \\"):
                 assert len(re.findall(r"(?<!\\)&", line)) == columns - 1, line

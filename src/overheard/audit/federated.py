@@ -20,7 +20,8 @@ from overheard.attacks.observation import Observation
 from overheard.attacks.rank import rank_scan
 from overheard.attacks.registry import AUTO
 from overheard.audit.examples import keep_example
-from overheard.audit.folder import CONFIG, begin, provenance
+from overheard.audit.folder import begin, provenance
+from overheard.audit.price import Price, price_of, run_configuration
 from overheard.audit.records import RESULTS, AuditRecord, append_record, drop_partial_line, load_records
 from overheard.audit.steps import public_model, score
 from overheard.errors import InputError
@@ -29,6 +30,8 @@ from overheard.federation.update import load_update
 from overheard.metering import metered
 from overheard.metrics.truth import Truth, load_truth
 from overheard.storage import write_text
+
+RANKS = "ranks.json"
 
 
 @dataclass(frozen=True)
@@ -67,29 +70,39 @@ def audit_run(plan: FederatedAudit, out: Path, device: torch.device, console: Co
         InputError: nothing was captured, or the folder holds another audit.
     """
     updates = list(captured(plan.run))
-    run = _configuration(plan.run)
-    begin(out, _config(plan, updates, run, device), "an audit")
+    run, price = run_configuration(plan.run), price_of(plan.run)
+    begin(out, _config(plan, updates, run, price, device), "an audit")
     drop_partial_line(out)
-    done = {(each.utterance, each.model) for each in load_records(out)} if (out / RESULTS).exists() else set()
-    ranks = []
+    done = {(each.utterance, each.weights) for each in load_records(out)} if (out / RESULTS).exists() else set()
     with Progress(console=console, transient=True) as progress:
         for index, each in enumerate(progress.track(updates, description="audit")):
-            truth = [said for path in each.truths for said in load_truth(path).utterances] if _known(each) else []
-            if truth and all((said.id, _title(each)) in done for said in truth):
+            names = [said.id for said in _truth(each).utterances] if _known(each) else [each.client]
+            if all((name, _weights(each)) in done for name in names):
                 continue
-            records, rank = _audit(plan, each, out, device, _defence(run), index < plan.examples)
+            records, rank = _audit(plan, each, out, device, price, index < plan.examples)
             for record in records:
-                append_record(out, record)
-            ranks.append(rank)
-    write_text(out / "ranks.json", json.dumps([rank for rank in ranks if rank is not None], indent=1))
+                if (record.utterance, record.weights) not in done:
+                    append_record(out, record)
+            # All updates are of one model: the first one's ranks say what its layers span.
+            if rank is not None and not (out / RANKS).exists():
+                write_text(out / RANKS, json.dumps([rank], indent=1))
     return load_records(out)
 
 
 def _audit(
-    plan: FederatedAudit, each: Captured, out: Path, device: torch.device, defence: str, keep: bool
+    plan: FederatedAudit, each: Captured, out: Path, device: torch.device, price: Price, keep: bool
 ) -> tuple[list[AuditRecord], dict[str, Any] | None]:
-    common = {"model": _title(each), "defence": defence, "seed": plan.seed, "settings": plan.fingerprint()}
-    common["weights"] = "as the round found them"
+    common = {
+        "model": price.model,
+        "weights": _weights(each),
+        "defence": price.defence,
+        "epsilon": price.epsilon,
+        "delta": price.delta,
+        "utility_wer": price.wer,
+        "seed": plan.seed,
+        "settings": plan.fingerprint(),
+    }
+    truth = _truth(each) if _known(each) else None
     rank = None
     try:
         update = load_update(each.update)
@@ -97,21 +110,21 @@ def _audit(
         observation = Observation(model, update)
         with metered(device) as meter:
             layers = [asdict(row) for row in rank_scan(observation)]
-        rank = {"model": _title(each), "attacked": True, "note": None, "layers": layers, "seconds": meter.seconds}
+        frames = None if truth is None else sum(len(said.features) for said in truth.utterances)
+        rank = {"model": price.model, "attacked": True, "note": None, "layers": layers, "frames": frames}
+        rank["seconds"] = meter.seconds
         found = attack_until(observation, plan.attack, plan.options, plan.seed, plan.until)
     except (InputError, RuntimeError, ArithmeticError, MemoryError) as error:
         # torch reports failed decompositions and memory that ran out as RuntimeError.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        names = [(said.id, said.speaker) for said in _truth(each).utterances] if _known(each) else [(each.client, None)]
+        names = [(said.id, said.speaker) for said in truth.utterances] if truth else [(each.client, None)]
         failed = [AuditRecord(name, who, reason=reason, attack=plan.attack, version=__version__) for name, who in names]
         return [replace(record, **common) for record in failed], rank
-    if not _known(each):
+    if truth is None:
         # A deployment has no truth to score against: what came back is counted and no more.
         frames = sum(len(matrix) for matrix in found.features)
         record = AuditRecord(each.client, reason="no truth was kept", attack=found.attack, version=__version__)
         return [replace(record, frames_recovered=frames, seconds=found.seconds, **common)], rank
-    truth = _truth(each)
-    rank["frames"] = len(truth.utterances[0].features)
     records = [replace(record, **common) for record in score(found, truth)]
     if keep:
         folder = f"examples/{each.client}-round-{each.number}"
@@ -120,8 +133,8 @@ def _audit(
     return records, rank
 
 
-def _title(each: Captured) -> str:
-    return f"{each.client}, round {each.number}"
+def _weights(each: Captured) -> str:
+    return f"before round {each.number}"
 
 
 def _known(each: Captured) -> bool:
@@ -133,38 +146,25 @@ def _truth(each: Captured) -> Truth:
     return Truth(tuple(said for part in parts for said in part.utterances), parts[0].front_end)
 
 
-def _defence(run: dict[str, Any]) -> str:
-    return ", ".join(run["settings"]["defences"]) or "none"
-
-
-def _configuration(run: Path) -> dict[str, Any]:
-    try:
-        read = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(read["settings"]["defences"], list):
-            raise TypeError("defences")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(str(run), f"no {CONFIG} of a federated run", "name a folder of overheard federate") from error
-    return read
-
-
 def _config(
-    plan: FederatedAudit, updates: Sequence[Captured], run: dict[str, Any], device: torch.device
+    plan: FederatedAudit, updates: Sequence[Captured], run: dict[str, Any], price: Price, device: torch.device
 ) -> dict[str, Any]:
-    local, guarantees = run["settings"]["local"], [each["guarantee"] for each in run["defences"]]
-    speakers = {said.speaker for each in updates if _known(each) for said in _truth(each).utterances}
+    local, guarantees = run["settings"]["local"], [each["guarantee"] for each in run.get("defences", [])]
+    said = [said for each in updates if _known(each) for said in _truth(each).utterances]
     return {
         **provenance(device),
-        "models": [_title(each) for each in updates],
+        "models": [price.model],
         "threat_model": {
             "given": [
                 "the model: its architecture and the weights of the round",
                 f"what the server saw of each client: a {local['kind']} in {local['mode']} mode",
-                f"the defences: {_defence(run)}",
+                f"the defences: {price.defence}",
             ],
             "not_given": ["the audio", "the features", "the transcripts", "the lengths", "who speaks"],
         },
         "settings": {**json.loads(json.dumps(asdict(plan), default=str)), "federation": run["settings"]},
         "guarantees": guarantees,
+        "prices": [asdict(price)],
         "fingerprint": plan.fingerprint(),
-        "corpus": {"path": str(plan.run), "utterances": len(updates), "speakers": len(speakers)},
+        "corpus": {"path": price.corpus, "utterances": len(said), "speakers": len({each.speaker for each in said})},
     }

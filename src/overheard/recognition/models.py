@@ -50,6 +50,12 @@ class ModelSpec:
         """One line of JSON, the same for equal specifications."""
         return json.dumps(asdict(self), sort_keys=True)
 
+    def written(self) -> str:
+        """As a user writes it: the name, or JSON with the settings that are not the defaults."""
+        usual = ModelSpec(self.name).config
+        changed = {name: value for name, value in self.config.items() if value != usual[name]}
+        return json.dumps({"name": self.name, "config": changed}) if changed else self.name
+
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
         """The specification that `to_json` wrote.

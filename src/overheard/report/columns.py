@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from overheard.audit.records import AuditRecord
 from overheard.report.summary import verdict
-from overheard.report.wording import ABSENT, model_title, number
+from overheard.report.wording import ABSENT, DELTA, EPSILON, PRICE, model_title, number
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ COLUMNS = (
     Column("Batch", lambda record: record.batch),
     Column("Local steps", lambda record: record.local_steps),
     Column("Defence", lambda record: record.defence, numeric=False),
+    Column(EPSILON, lambda record: record.epsilon),
+    Column(DELTA, lambda record: record.delta),
+    Column(PRICE, lambda record: record.utility_wer),
     Column("Attack", lambda record: record.attack, numeric=False),
     Column("Prior", lambda record: record.prior, numeric=False),
     Column("Audio (s)", lambda record: record.seconds_audio),
@@ -71,7 +74,9 @@ COLUMNS = (
     Column("Attack (s)", lambda record: record.seconds),
     Column("Peak (MB)", lambda record: record.peak_mb),
 )
-SETTINGS = ("Model", "Weights", "Update", "Mode", "Batch", "Local steps", "Defence", "Attack", "Prior")
+SETTINGS = (
+    "Model", "Weights", "Update", "Mode", "Batch", "Local steps", "Defence", EPSILON, DELTA, PRICE, "Attack", "Prior",
+)  # fmt: skip
 """Columns that say how an update was made: where all records agree, one line above the table says it for all."""
 
 

@@ -103,16 +103,17 @@ def read_example(folder: Path, record: AuditRecord) -> Example | None:
 
 
 def examples_shown(records: Sequence[AuditRecord], limit: int) -> list[AuditRecord]:
-    """At most `limit` records with an example, each example once, taking turns between models."""
+    """At most `limit` records with an example, each example once, taking turns between models and defences."""
     seen: set[str] = set()
-    turns: dict[str | None, int] = {}
+    turns: dict[tuple[str | None, str | None], int] = {}
     ranked = []
     for index, record in enumerate(records):
         if record.example is None or record.example in seen:
             continue
         seen.add(record.example)
-        turns[record.model] = turns.get(record.model, 0) + 1
-        ranked.append((turns[record.model], index))
+        kind = (record.model, record.defence)
+        turns[kind] = turns.get(kind, 0) + 1
+        ranked.append((turns[kind], index))
     chosen = sorted(index for _, index in sorted(ranked)[:limit])
     return [records[index] for index in chosen]
 

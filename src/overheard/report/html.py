@@ -39,6 +39,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 ROWS = 500
 EXAMPLES = 8
 REASONS = 20
+CONDITIONS = 200
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ def _conditions(records: Sequence[AuditRecord]) -> dict[str, Any]:
     summaries = list(groups.values())
     return {
         "groups": groups,
+        "shown": list(groups.items())[:CONDITIONS],
         "names": ["model", *(name for name in differing if name != "model")],
+        "numeric": ("batch", "local_steps", "epsilon", "delta"),
         "priced": any(each.utility_wer for each in summaries),
         "read": any(each.words for each in summaries),
         "counted": any(each.frames for each in summaries),

@@ -26,6 +26,7 @@ class FrontierPoint:
         model: as in the records.
         defence: as in the records.
         epsilon: of its guarantee, where it has one.
+        delta: of the same.
         utility: median word error rate of recognisers trained like this; lower is better.
         leakage: rate of utterances that any attack recovered; lower is better.
     """
@@ -33,6 +34,7 @@ class FrontierPoint:
     model: str | None
     defence: str | None
     epsilon: float | None
+    delta: float | None
     utility: Estimate
     leakage: Rate
 
@@ -70,16 +72,20 @@ def recovered_by_any(records: Sequence[AuditRecord]) -> Rate | None:
 
 
 def frontier(records: Sequence[AuditRecord]) -> list[FrontierPoint]:
-    """One point for each model, defence and epsilon of the records that state a utility."""
+    """One point for each model, defence and guarantee of the records that state a utility."""
     priced = [record for record in records if record.utility_wer is not None]
     points = []
-    for key, group in grouped(priced, lambda record: (record.model, record.defence, record.epsilon)).items():
+    for key, group in grouped(priced, _defended).items():
         utility = median_estimate([record.utility_wer for record in group])
         leakage = recovered_by_any(group)
         assert utility is not None
         assert leakage is not None
         points.append(FrontierPoint(*key, utility, leakage))
     return points
+
+
+def _defended(record: AuditRecord) -> tuple[str | None, str | None, float | None, float | None]:
+    return record.model, record.defence, record.epsilon, record.delta
 
 
 def by_duration(records: Sequence[AuditRecord]) -> list[DurationBin]:

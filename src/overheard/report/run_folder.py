@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from overheard.errors import InputError
@@ -20,6 +21,28 @@ CONFIG_KEYS: dict[str, type | tuple[type, ...]] = {
     "threads": int,
     "device": str,
 }
+OPTIONAL_ROWS: dict[str, dict[str, tuple[type, ...]]] = {
+    "prices": {
+        "defence": (str,),
+        "wer": (int, float, NoneType),
+        "utterances": (int,),
+        "epsilon": (int, float, NoneType),
+        "delta": (int, float, NoneType),
+        "rounds": (int,),
+        "model": (str,),
+        "corpus": (str,),
+        "run": (str,),
+    },
+    "joined": {
+        "folder": (str,),
+        "records": (int,),
+        "command": (str,),
+        "created": (str,),
+        "device": (str,),
+        "threads": (int,),
+    },
+}
+"""Lists that a configuration may have, and what each of their rows holds at least."""
 REMEDY = "name the --out folder of overheard audit or demo, or run it again"
 
 
@@ -45,7 +68,7 @@ class RankScan:
         attacked: whether the run holds an attack on it.
         note: what there is to say about that.
         layers: one row a layer, in the model's order.
-        frames: T of the utterance whose update was scanned.
+        frames: T of the utterance whose update was scanned; None where nobody knows.
         seconds: wall time of the scan, s.
     """
 
@@ -53,7 +76,7 @@ class RankScan:
     attacked: bool
     note: str | None
     layers: tuple[LayerRow, ...]
-    frames: int
+    frames: int | None
     seconds: float
 
     @property
@@ -76,6 +99,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key in ("given", "not_given"):
         if not isinstance(config["threat_model"].get(key), list):
             raise InputError(str(path), f"threat_model has no list {key!r}", REMEDY)
+    for key, wanted in OPTIONAL_ROWS.items():
+        rows = config.get(key, [])
+        if not isinstance(rows, list) or not all(_has(row, wanted) for row in rows):
+            raise InputError(str(path), f"no usable entry {key!r}", REMEDY)
     return config
 
 
@@ -120,6 +147,10 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(str(path), "no JSON", REMEDY) from error
+
+
+def _has(row: Any, wanted: dict[str, tuple[type, ...]]) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(key), kinds) for key, kinds in wanted.items())
 
 
 def _known(build: type, found: Any, path: Path) -> Any:

@@ -71,6 +71,7 @@ class Condition:
     attack: str | None
     prior: str | None
     epsilon: float | None
+    delta: float | None
 
 
 @dataclass(frozen=True)

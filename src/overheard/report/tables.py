@@ -15,10 +15,14 @@ from overheard.metrics.intervals import Estimate, Rate
 from overheard.report.leakage import by_duration, frontier
 from overheard.report.summary import failure_reasons, grouped, summarise
 from overheard.report.voices import TITLES, voices
-from overheard.report.wording import model_title
+from overheard.report.wording import PRICE, model_title
 
+GUARANTEE = {"epsilon": "ε", "delta": "δ"}
+"""Headings of a defence's guarantee."""
 COLUMN_HOLDS = 5
 """Columns of a table that fits one column of a page."""
+LONG_TEXT = 40
+"""Characters beyond which a column's text is broken into lines."""
 
 Cell = str | int | float | Rate | Estimate | None
 
@@ -72,24 +76,32 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A `table` environment for \usepackage{booktabs}; selections stand in comments above it."""
-    numeric = [all(not isinstance(row[index], str) for row in table.rows) for index in range(len(table.columns))]
+    r"""A `table` environment for \usepackage{booktabs,graphicx}; selections stand in comments above it.
+
+    Intervals stand below their values, long text is broken, and what is still wider than the page is made smaller.
+    """
+    count = len(table.columns)
+    columns = "".join(_column([row[index] for row in table.rows], count) for index in range(count))
     lines = ["% Numbers from results.jsonl alone; rows in order, each with the records it comes from:"]
     lines += [f"% {index}: {_one_line(selection)}" for index, selection in enumerate(table.selections, start=1)]
-    # Intervals are wide: more than a few columns take the page.
-    environment = "table*" if len(table.columns) > COLUMN_HOLDS else "table"
+    # More than a few columns take the page.
+    environment = "table*" if count > COLUMN_HOLDS else "table"
     lines += [
         f"\\begin{{{environment}}}[t]",
         r"  \centering\footnotesize",
         f"  \\caption{{{latex(table.caption)}}}",
         f"  \\label{{tab:overheard-{table.name}}}",
-        f"  \\begin{{tabular}}{{{''.join('r' if each else 'l' for each in numeric)}}}",
+        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        f"  \\begin{{tabular}}{{{columns}}}",
         r"    \toprule",
         "    " + " & ".join(latex(column) for column in table.columns) + r" \\",
         r"    \midrule",
     ]
-    lines += ["    " + " & ".join(_written(cell) for cell in row) + r" \\" for row in table.rows]
-    lines += [r"    \bottomrule", r"  \end{tabular}", f"\\end{{{environment}}}", ""]
+    for row in table.rows:
+        lines.append("    " + " & ".join(map(_written, row)) + r" \\")
+        if any(map(_interval, row)):
+            lines.append("    " + " & ".join(map(_interval, row)) + r" \\")
+    lines += [r"    \bottomrule", r"  \end{tabular}}", f"\\end{{{environment}}}", ""]
     return "\n".join(lines)
 
 
@@ -107,6 +119,7 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "ε": r"$\varepsilon$",
+    "δ": r"$\delta$",
 }
 
 
@@ -121,7 +134,7 @@ def _outcomes(records: Sequence[AuditRecord]) -> Table:
         found = summarise(group)
         return (
             found.rate, found.frames, found.words, found.median_mae, found.median_snr_db, found.median_seconds,
-            group[0].epsilon, found.utility_wer,
+            found.utility_wer,
         )  # fmt: skip
 
     return _grouped(
@@ -129,8 +142,8 @@ def _outcomes(records: Sequence[AuditRecord]) -> Table:
         "What came back, by model, defence and attack: rates with Wilson's, medians and ratios with bootstrap 95 % "
         "intervals. Errors are of the recovered utterances.",
         records,
-        ("model", "defence", "attack"),
-        ("recovered", "frames", "words", "feature error", "SNR (dB)", "attack (s)", "ε", "WER of the recogniser"),
+        ("model", "defence", "attack", "epsilon", "delta"),
+        ("recovered", "frames", "words", "feature error", "SNR (dB)", "attack (s)", PRICE),
         row,
     )
 
@@ -138,12 +151,13 @@ def _outcomes(records: Sequence[AuditRecord]) -> Table:
 def _frontier(records: Sequence[AuditRecord]) -> Table:
     rows, selections = [], []
     for point in frontier(records):
-        rows.append((model_title(point.model), point.defence, point.epsilon, point.utility, point.leakage))
-        selections.append(_selection(model=point.model, defence=point.defence, epsilon=point.epsilon))
+        guarantee = {"epsilon": point.epsilon, "delta": point.delta}
+        rows.append((model_title(point.model), point.defence, *guarantee.values(), point.utility, point.leakage))
+        selections.append(_selection(model=point.model, defence=point.defence, **guarantee))
     return Table(
         "frontier",
         "The price of each defence, and what still leaks: utterances that any attack recovered.",
-        ("model", "defence", "ε", "WER of the recogniser", "recovered"),
+        ("model", "defence", *GUARANTEE.values(), PRICE, "recovered"),
         tuple(rows),
         tuple(selections),
     )
@@ -216,7 +230,8 @@ def _grouped(
         named = tuple(model_title(value) if field == "model" else value for field, value in zip(by, key, strict=True))
         rows.append((*named, len(group), *row(group)))
     selections = tuple(_selection(**dict(zip(by, key, strict=True))) for key in groups)
-    return Table(name, caption, (*by, "records", *columns), tuple(rows), selections)
+    headings = tuple(GUARANTEE.get(field, field) for field in by)
+    return Table(name, caption, (*headings, "records", *columns), tuple(rows), selections)
 
 
 def _selection(**fields: object) -> str:
@@ -252,10 +267,27 @@ def _written(cell: Cell) -> str:
     if isinstance(cell, str):
         return latex(cell)
     if isinstance(cell, Rate):
-        return rf"{_percent(cell.value)} [{_percent(cell.low)}, {_percent(cell.high)}]\,\%"
-    if isinstance(cell, Estimate):
-        return f"{_number(cell.value)} [{_number(cell.low)}, {_number(cell.high)}]"
-    return _number(cell)
+        return rf"{_percent(cell.value)}\,\%"
+    return _number(cell.value if isinstance(cell, Estimate) else cell)
+
+
+def _interval(cell: Cell) -> str:
+    """The line below a value; empty where there is no interval."""
+    if isinstance(cell, Rate):
+        return rf"{{\scriptsize [{_percent(cell.low)}, {_percent(cell.high)}]}}"
+    if isinstance(cell, Estimate) and cell.low < cell.high:
+        return rf"{{\scriptsize [{_number(cell.low)}, {_number(cell.high)}]}}"
+    return ""
+
+
+def _column(cells: Sequence[Cell], count: int) -> str:
+    """How LaTeX sets one of so many columns: numbers flush right, long text broken."""
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    if not texts:
+        return "r"
+    if max(map(len, texts)) <= LONG_TEXT:
+        return "l"
+    return r"p{0.6\linewidth}" if count <= COLUMN_HOLDS else r"p{0.25\linewidth}"
 
 
 def _percent(share: float) -> str:

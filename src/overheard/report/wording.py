@@ -1,5 +1,6 @@
 """Numbers and verdicts as a reader meets them: how they are rounded, spaced and put into a sentence."""
 
+import json
 import math
 
 from overheard.metrics.intervals import Estimate, Rate
@@ -9,13 +10,36 @@ NO_BREAK = "\u00a0"
 MINUS = "\u2212"
 TIMES = "\u00d7"
 ABSENT = "\u2013"
+EPSILON, DELTA = "Epsilon", "Delta"
+PRICE = "WER of the recogniser"
+"""What a defence costs, as tables and figures call it."""
 TITLES = {"deepspeech1": "DeepSpeech 1", "deepspeech2": "DeepSpeech 2", "transformer": "Transformer-CTC"}
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def model_title(model: str | None) -> str:
-    """How a model is called in prose."""
-    return TITLES.get(model, model) if model else "model not stated"
+    """How a model is called in prose; one given as a specification by its name and what is unusual about it."""
+    if not model:
+        return "model not stated"
+    if model in TITLES or not model.startswith("{"):
+        return TITLES.get(model, model)
+    try:
+        read = json.loads(model)
+        name, changed = read["name"], read.get("config", {})
+        settings = ", ".join(f"{key.replace('_', ' ')} {_setting(value)}" for key, value in changed.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return model
+    title = TITLES.get(str(name), str(name))
+    return f"{title} ({settings})" if settings else title
+
+
+def _setting(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def condition_title(field: str) -> str:
+    """The heading of a condition's field."""
+    return {"kind": "Update", "local_steps": "Local steps"}.get(field, field.capitalize())
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -75,6 +99,13 @@ def share_text(estimate: Estimate | None) -> str:
         return ABSENT
     low = percent(estimate.low).removesuffix(f"{NO_BREAK}%")
     return f"{percent(estimate.value)} ({low} to {percent(estimate.high)})"
+
+
+def median_share(estimate: Estimate | None) -> str:
+    """A median share of 1, with its interval where records differ."""
+    if estimate is not None and estimate.low == estimate.high:
+        return percent(estimate.value)
+    return share_text(estimate)
 
 
 def counted(count: int, noun: str) -> str:

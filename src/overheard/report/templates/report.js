@@ -1,19 +1,23 @@
 "use strict";
 
-// Sorting: a button in each heading; values that are absent stay last either way.
-const table = document.getElementById("record-table");
-if (table) {
+// Sorting: a button in each heading of each table, put there by what makes it work; absent values stay last either way.
+const order = new Intl.Collator("en", { numeric: true });
+const ABSENT = "\u2013";
+const valueOf = (cell) => {
+  const text = cell.dataset.value ?? cell.textContent.trim();
+  return text === ABSENT ? "" : text;
+};
+
+const makeSortable = (table) => {
   const body = table.tBodies[0];
   const headings = [...table.tHead.rows[0].cells];
-  const order = new Intl.Collator("en", { numeric: true });
-
   const sortBy = (column) => {
     const heading = headings[column];
     const falling = heading.getAttribute("aria-sort") === "ascending";
-    const numeric = "numeric" in heading.dataset;
+    const numeric = heading.classList.contains("number");
     const compare = (one, other) => {
-      const a = one.cells[column].dataset.value;
-      const b = other.cells[column].dataset.value;
+      const a = valueOf(one.cells[column]);
+      const b = valueOf(other.cells[column]);
       if (a === "" || b === "") return (a === "") - (b === "");
       const rising = numeric ? Number(a) - Number(b) : order.compare(a, b);
       return falling ? -rising : rising;
@@ -23,10 +27,22 @@ if (table) {
     heading.setAttribute("aria-sort", falling ? "descending" : "ascending");
   };
   headings.forEach((heading, column) => {
-    heading.querySelector("button").addEventListener("click", () => sortBy(column));
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    button.addEventListener("click", () => sortBy(column));
+    heading.append(button);
+    heading.setAttribute("aria-sort", "none");
   });
+};
+for (const each of document.querySelectorAll(".scroll table")) {
+  if (each.tBodies[0].rows.length > 1) makeSortable(each);
+}
 
-  // Filtering, shown only where it works.
+// Filtering, shown only where it works.
+const table = document.getElementById("record-table");
+if (table) {
+  const body = table.tBodies[0];
   const find = document.getElementById("find");
   const only = document.getElementById("only-unrecovered");
   const shown = document.getElementById("shown");
