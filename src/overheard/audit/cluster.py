@@ -24,8 +24,8 @@ def enter_ray(address: str | None, number: int, stack: ExitStack) -> tuple[type[
         InputError: Ray is not installed, or no cluster answers.
     """
     try:
-        import ray
-        from ray.util.joblib.ray_backend import RayBackend
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.util.joblib.ray_backend import RayBackend  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("backend", "Ray is not installed", "pip install 'overheard[cluster]'") from error
 

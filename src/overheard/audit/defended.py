@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lhotse import MonoCut
 from torch import nn
@@ -80,12 +81,11 @@ def _local_settings(client: ClientSettings, batch: int) -> LocalSettings:
     if client.momentum or client.weight_decay:
         found = f"momentum {client.momentum:g}, weight decay {client.weight_decay:g}"
         raise InputError("client", found, "leave them at 0 with a defence that changes local training")
-    rate = {} if client.learning_rate is None else {"learning_rate": client.learning_rate}
-    return LocalSettings(
+    local = LocalSettings(
         kind=client.kind,
         mode=client.mode,
         steps=client.local_steps,
         batch_size=batch,
         clip_norm=UNCLIPPED if client.clip_norm is None else client.clip_norm,
-        **rate,
     )
+    return local if client.learning_rate is None else replace(local, learning_rate=client.learning_rate)

@@ -138,7 +138,10 @@ def _in_parallel(
 
     # joblib computes in this very process when asked for one; here a single worker must be able to die alone too.
     parallel = joblib.Parallel(
-        n_jobs=max(2, workers.number), return_as="generator_unordered", pre_dispatch=workers.number, batch_size=1
+        n_jobs=max(2, workers.number),
+        return_as="generator_unordered",
+        pre_dispatch=workers.number,  # pyright: ignore[reportArgumentType] (a number too)
+        batch_size=1,  # pyright: ignore[reportArgumentType]
     )
     yield from parallel(calls())  # pyright: ignore[reportReturnType]
 
