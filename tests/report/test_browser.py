@@ -113,8 +113,8 @@ def test_every_column_sorts_by_keyboard(browser: Browser, report: Path) -> None:
     titles = page.locator("#record-table thead button").all_inner_texts()
     assert {"Utterance", "Result", "Reason", "Feature error", "Attack (s)"} <= set(titles)
     for title in titles:
-        button = page.get_by_role("button", name=title, exact=True)
-        heading = page.locator("#record-table thead th").filter(has=button)
+        button = page.locator("#record-table").get_by_role("button", name=title, exact=True)
+        heading = button.locator("..")
         button.focus()
         orders = []
         for direction in ("ascending", "descending"):
