@@ -106,6 +106,9 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
+    # Most values are plain and right, and a run's records are read through here by the hundred thousand.
+    if type(value) is hint:
+        return value
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         check_choice(name, value, arguments)
