@@ -20,6 +20,7 @@ from overheard.audit.steps import make_batch
 from overheard.federation.client import ClientSettings
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.weights import resolve_model
+from overheard.speech.alphabet import Alphabet
 from overheard.speech.batching import Batch, collate
 from overheard.speech.corpus import Selection, load_corpus, load_utterance, select
 
@@ -152,6 +153,7 @@ class TwoLayers(nn.Module):
         self.second = nn.Linear(units, units)
         self.output = nn.Linear(units, 29)
         self.front_end = small_deepspeech1(hidden_size=4).front_end
+        self.alphabet = Alphabet()
 
     def output_lengths(self, num_frames: torch.Tensor) -> torch.Tensor:
         kernel = self.front.kernel_size[0]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
+from overheard.attacks.deflation import NOTHING_KNOWN, Deflation
 from overheard.attacks.window_refinement import mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer
 
@@ -106,33 +107,34 @@ def fit_window(
     offset: Float[Tensor, " H"],
     weight: Float[Tensor, "H U"],
     start: Float[Tensor, " U"],
+    deflation: Deflation = NOTHING_KNOWN,
 ) -> Fit:
-    """Levenberg-Marquardt on Pi a / |a|, a = [phi(offset + weight x), 1].
+    """Levenberg-Marquardt on Pi a / |a|, a = [phi(offset + weight x), 1], away from known solutions.
 
     Without the division, frames that shrink to nothing come close: they leave only the constant outside the span.
     """
     equations = problem.equations[:, : max(STEP_EQUATIONS, 2 * len(start))]
     unknowns, damping = start, 1e-3
     here = _Point.at(problem.span, offset, weight, unknowns, equations)
-    hessian = torch.eye(len(start))
+    hessian, factor = torch.eye(len(start)), deflation.factor(start)
     for _ in range(LM_STEPS):
-        jacobian = here.jacobian(equations, weight)
-        hessian, gradient = jacobian.T @ jacobian, jacobian.T @ here.residual
+        deflated = deflation.apply(unknowns, here.residual, here.jacobian(equations, weight))
+        hessian, gradient = deflated.jacobian.T @ deflated.jacobian, deflated.jacobian.T @ deflated.residual
         level = float(hessian.diagonal().mean())
         for _ in range(6):
             damped = hessian + damping * level * torch.eye(len(hessian))
             change = torch.linalg.solve(damped, gradient)
             there = _Point.at(problem.span, offset, weight, unknowns - change, equations)
-            if there.square < here.square:
+            if deflation.factor(unknowns - change) ** 2 * there.square < deflated.factor**2 * here.square:
                 break
             damping = 8 * max(damping, 1e-4)
         else:
             break
         damping = damping / 10 if damping > 1e-7 else 0.0
-        unknowns, here = unknowns - change, there
+        unknowns, here, factor = unknowns - change, there, deflated.factor
         if float(change.norm()) <= 1e-5 * float(unknowns.norm()):
             break
-    scale = here.size**2 * problem.span.num_equations / equations.shape[1]
+    scale = (here.size / factor) ** 2 * problem.span.num_equations / equations.shape[1]
     return _with_all_equations(problem, offset, weight, unknowns, scale * hessian)
 
 
@@ -184,35 +186,6 @@ def _with_all_equations(
     return Fit(unknowns - change, float(residual), float(expected), float(inputs.norm()))
 
 
-def first_windows(
-    problem: StepProblem, span: ActivatedSpan, layer: WindowedLayer, starts: list[Float[Tensor, "K F"]], count: int
-) -> Iterator[Float[Tensor, "K F"]]:
-    """Frames of the window at the start of each utterance, padding left out; up to `count` different ones.
-
-    Args:
-        problem: the span.
-        span: the same in float64: what a slow start leaves open in float32 would mislead every later window.
-        layer: the windowed layer; its padding ahead tells first windows from all others.
-        starts: guesses to begin at.
-        count: utterances in the update.
-    """
-    weight = problem.span.weight[:, layer.before * layer.num_features :].contiguous()
-    found: list[Tensor] = []
-    for start in starts:
-        fit = fit_window(problem, problem.span.bias, weight, start.flatten().float())
-        if not fit.accepted:
-            continue
-        frames = fit.unknowns.view(-1, layer.num_features)
-        rows = torch.nn.functional.pad(frames, (0, 0, layer.before, 0))
-        block = mean_hessian(problem.span, _windows(rows, layer))
-        frames = refine(span, rows, (layer.before, len(rows)), layer, block).rows[layer.before :].to(frames)
-        if not any(_same(frames, other) for other in found):
-            found.append(frames)
-            yield frames
-            if len(found) == count:
-                return
-
-
 def decode_frames(
     problem: StepProblem,
     layer: WindowedLayer,
@@ -249,7 +222,7 @@ def decode_frames(
             fitted = min(fitted, len(rows))
             continue
         offset = older @ rows[position * stride :].flatten() + problem.span.bias
-        filled = position > 1 and _same(rows[-layer.window : -stride], rows[-layer.window + stride :])
+        filled = position > 1 and same_frames(rows[-layer.window : -stride], rows[-layer.window + stride :])
         starts = chain(_starts(rows, layer, filled, more_starts), ways.apart(rows[-stride:]) if filled else ())
         tries = (fit_window(problem, offset, newest, start.flatten()) for start in starts)
         accepted = (tried for tried in tries if tried.accepted)
@@ -287,7 +260,7 @@ class _Ways:
             frames = fit.unknowns.view(shape)
             if _is_zero(frames, rows):
                 padding = fit
-            elif not any(_same(frames, other) for other in [*self._taken, rows[-shape[0] :]]):
+            elif not any(same_frames(frames, other) for other in [*self._taken, rows[-shape[0] :]]):
                 self._taken.append(frames)
                 self._last, self.place = fit, len(rows)
                 return fit
@@ -321,7 +294,7 @@ class _Blocks:
 
     def now(self, rows: Float[Tensor, "R F"]) -> Float[Tensor, "C C"]:
         if self._block is None or len(rows) >= 2 * self._taken:
-            self._block, self._taken = mean_hessian(self._span, _windows(rows, self._layer)), len(rows)
+            self._block, self._taken = mean_hessian(self._span, windows_of(rows, self._layer)), len(rows)
         return self._block
 
 
@@ -370,7 +343,8 @@ def _starts(
     yield from more_starts()
 
 
-def _windows(rows: Float[Tensor, "R F"], layer: WindowedLayer) -> Float[Tensor, "P C"]:
+def windows_of(rows: Float[Tensor, "R F"], layer: WindowedLayer) -> Float[Tensor, "P C"]:
+    """Every window of the rows, padding included."""
     return rows.unfold(0, layer.window, layer.stride).transpose(1, 2).flatten(1)
 
 
@@ -391,5 +365,6 @@ def _is_zero(frames: Float[Tensor, "K F"], rows: Float[Tensor, "R F"]) -> bool:
     return bool(frames.norm(dim=1).max() <= ZERO * rows.square().sum(dim=1).mean().sqrt())
 
 
-def _same(one: Float[Tensor, "K F"], other: Float[Tensor, "K F"]) -> bool:
+def same_frames(one: Float[Tensor, "K F"], other: Float[Tensor, "K F"]) -> bool:
+    """Whether frames that were decoded apart are bit-identical ones."""
     return bool((one - other).norm() <= SAME * other.norm())

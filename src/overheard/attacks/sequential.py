@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan, activated_span
-from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, first_windows, step_problem
+from overheard.attacks.first_windows import first_windows
+from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, step_problem
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.rank import layer_matrix
