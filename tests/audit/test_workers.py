@@ -113,16 +113,18 @@ def test_a_model_that_cannot_be_had_is_no_record(place: Path) -> None:
 def _stop_behind(place: Path, out: Path, wanted: int, ending: signal.Signals) -> None:
     """Start the command and stop it when it has kept so many records, in a group of its own as a terminal does."""
     command = [sys.executable, "-m", "overheard", "grid", "slow.toml", "--out", str(out), "--workers", "2"]
-    process = subprocess.Popen(
-        command,
-        cwd=place,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-        # Tests that run in the background ignore Ctrl-C, and would hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # Not a pipe: workers hold it open for a while when their caller has been killed.
+    errors = place / "errors.txt"
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=place,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            start_new_session=True,
+            # Tests that run in the background ignore Ctrl-C, and would hand that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     results = out / "results.jsonl"
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
@@ -130,7 +132,8 @@ def _stop_behind(place: Path, out: Path, wanted: int, ending: signal.Signals) ->
             break
         time.sleep(0.02)
     os.kill(process.pid, ending) if ending == signal.SIGKILL else os.killpg(process.pid, ending)
-    _, said = process.communicate(timeout=PATIENCE)
+    process.wait(timeout=PATIENCE)
+    said = errors.read_text()
     assert results.read_text().count("\n") >= wanted
     if ending == signal.SIGINT:
         assert process.returncode == 130, said

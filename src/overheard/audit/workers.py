@@ -27,6 +27,7 @@ from overheard.errors import InputError
 
 Backend = Literal["loky", "ray"]
 LOST = "its worker process died, twice: killed, out of memory, or far over time"
+IDLE_SECONDS = 30
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "bad_alloc")
 """How Python, torch and C++ say it."""
 
@@ -122,7 +123,11 @@ def _enter(workers: Workers, stack: ExitStack) -> tuple[type[Exception], ...]:
     """Make the back end joblib's own until the stack unwinds; returns what it raises when it has lost a worker."""
     if workers.backend == "ray":
         return enter_ray(workers.address, workers.number, stack)
-    stack.enter_context(joblib.parallel_config(backend="loky", inner_max_num_threads=workers.threads))
+    # Workers whose caller was killed end when they have had nothing to do for so long.
+    chosen = joblib.parallel_config(
+        backend="loky", inner_max_num_threads=workers.threads, idle_worker_timeout=IDLE_SECONDS
+    )
+    stack.enter_context(chosen)
     return (TerminatedWorkerError,)
 
 
