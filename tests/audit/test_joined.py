@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def audit(folder: Path, defence: str = "none", model: str = "deepspeech1", **cha
     (folder / "examples" / "a" / "example.json").write_text("{}")
     for name in ("a", "b"):
         record = AuditRecord(name, "7", 2.0, model, defence=defence, attack="span", reason="noise", seed=0)
-        append_record(folder, AuditRecord(**vars(record) | {"example": "examples/a" if name == "a" else None}))
+        append_record(folder, replace(record, example="examples/a" if name == "a" else None))
     config = {
         "command": f"overheard audit --out {folder.name}",
         "created": f"2025-05-1{len(folder.name)}T12:00:00+00:00",

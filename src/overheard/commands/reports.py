@@ -1,5 +1,6 @@
 """overheard report: the page of one audit, or of several joined."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from overheard.audit.joined import join_audits
@@ -8,7 +9,7 @@ from overheard.commands.audits import report
 from overheard.errors import InputError
 
 
-def report_on(folders: tuple[Path, ...], out: Path | None, utility: tuple[Path, ...], redact: bool) -> None:
+def report_on(folders: Sequence[Path], out: Path | None, utility: Sequence[Path], redact: bool) -> None:
     """Write a run's page and what a paper needs; where there is something to join, into a folder of its own.
 
     Raises:
