@@ -221,7 +221,6 @@ def test_wrong_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
         ({"number": 0}, "workers"),
         ({"threads": 0}, "threads"),
         ({"address": "head:6379"}, "--backend ray"),
-        ({"backend": "smoke"}, "choose one of loky, ray"),
     ],
 )
 def test_wrong_workers_are_refused(changes: dict, message: str) -> None:
