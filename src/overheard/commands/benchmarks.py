@@ -17,8 +17,8 @@ from overheard.errors import InputError
 COLUMNS = {
     "snr_db": "SNR dB",
     "mae": "MAE",
-    "correlation": "correlation",
-    "iterations": "iterations",
+    "correlation": "corr.",
+    "iterations": "steps",
     "cpu_seconds": "CPU s",
 }
 
@@ -91,7 +91,7 @@ def study_table(results: list[StudyResult], plan: StudyPlan) -> Table:
         f"transcript and length given (the proportional part of each utterance's transcript); {machine_line(1)}"
     )
     table = Table(title=title, title_justify="left")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     table.add_column("crops", justify="right")
     for column in COLUMNS.values():
         table.add_column(column, justify="right")
