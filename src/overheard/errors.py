@@ -1,6 +1,5 @@
 """The one error that wrong input raises: what was given, what was found, what to do."""
 
-
 LONGEST = 600
 """Characters of what was found, which may come from a file that somebody else made."""
 
