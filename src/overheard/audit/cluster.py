@@ -25,6 +25,7 @@ def enter_ray(address: str | None, number: int, stack: ExitStack) -> tuple[type[
     """
     try:
         import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
         from ray.util.joblib.ray_backend import RayBackend  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("backend", "Ray is not installed", "pip install 'overheard[cluster]'") from error
@@ -42,4 +43,4 @@ def enter_ray(address: str | None, number: int, stack: ExitStack) -> tuple[type[
     stack.callback(ray.shutdown)
     joblib.register_parallel_backend(BACKEND, StreamingRay)
     stack.enter_context(joblib.parallel_config(backend=BACKEND))
-    return (ray.exceptions.RayError,)
+    return (RayError,)
