@@ -13,6 +13,7 @@ from overheard.audit.records import AuditRecord
 from overheard.audit.runner import run_audit
 from overheard.commands.machine import set_up
 from overheard.errors import InputError
+from overheard.metrics.alignment import CLOSE
 from overheard.report.html import write_report
 from overheard.report.paper import write_paper
 from overheard.speech.corpus import Selection
@@ -97,7 +98,7 @@ def result_table(records: list[AuditRecord]) -> Table:
     title = f"What came back from {', '.join(models)}"
     table = Table(title=title, title_justify="left", show_footer=True, box=SIMPLE, padding=(0, 1, 0, 0))
     table.caption_justify = "left"
-    table.caption = f"{len(recovered)} of {len(records)} recovered: all frames, mean absolute error below 0.01"
+    table.caption = f"{len(recovered)} of {len(records)} recovered: all frames, mean absolute error below {CLOSE:g}"
     seconds = [record.seconds for record in records if record.seconds is not None]
     median = f"{statistics.median(seconds):.2f}" if seconds else "-"
     table.add_column("utterance", footer="median", no_wrap=True)
