@@ -140,7 +140,7 @@ def _point(plan: ScalePlan, cuts: Sequence[MonoCut], axis: Axis, sizes: dict[str
     peaks = [record.peak_mb for record in records if record.peak_mb is not None]
     return ScalePoint(
         axis=axis,
-        size=sum(cut.duration for cut in chosen) / len(chosen) if axis == "seconds" else sizes[axis],
+        size=sum(cut.duration for cut in chosen) / len(chosen) if axis == "seconds" else float(sizes[axis]),
         utterance_seconds=statistics.median(spent),
         peak_mb=statistics.median(peaks) if peaks else None,
         update_mb=BYTES * sum(math.prod(shape) for shape in shapes.values()) / 2**20,

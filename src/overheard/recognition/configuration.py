@@ -93,7 +93,7 @@ def check_positive(name: str, value: float) -> None:
         raise InputError(name, value, "give a number above 0")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """One of some names."""
     if value not in choices:
         raise InputError(name, repr(value), f"choose one of {', '.join(choices)}")
