@@ -116,22 +116,23 @@ def fit_window(
     equations = problem.equations[:, : max(STEP_EQUATIONS, 2 * len(start))]
     unknowns, damping = start, 1e-3
     here = _Point.at(problem.span, offset, weight, unknowns, equations)
-    hessian, factor = torch.eye(len(start)), deflation.factor(start)
+    hessian, factor = torch.eye(len(start)), 1.0
     for _ in range(LM_STEPS):
         deflated = deflation.apply(unknowns, here.residual, here.jacobian(equations, weight))
+        factor = deflated.factor
         hessian, gradient = deflated.jacobian.T @ deflated.jacobian, deflated.jacobian.T @ deflated.residual
         level = float(hessian.diagonal().mean())
         for _ in range(6):
             damped = hessian + damping * level * torch.eye(len(hessian))
             change = torch.linalg.solve(damped, gradient)
             there = _Point.at(problem.span, offset, weight, unknowns - change, equations)
-            if deflation.factor(unknowns - change) ** 2 * there.square < deflated.factor**2 * here.square:
+            if deflation.factor(unknowns - change) ** 2 * there.square < factor**2 * here.square:
                 break
             damping = 8 * max(damping, 1e-4)
         else:
             break
         damping = damping / 10 if damping > 1e-7 else 0.0
-        unknowns, here, factor = unknowns - change, there, deflated.factor
+        unknowns, here = unknowns - change, there
         if float(change.norm()) <= 1e-5 * float(unknowns.norm()):
             break
     scale = (here.size / factor) ** 2 * problem.span.num_equations / equations.shape[1]
