@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from quick_settings import QUICK
 
 from builders import batch_of, observe, small_deepspeech1, small_deepspeech2
 from overheard.attacks import registry
@@ -12,16 +13,6 @@ from overheard.attacks.registry import ATTACKS, AUTO, Attack, run_attack
 from overheard.attacks.span import SpanConfig
 from overheard.errors import InputError
 from overheard.federation.update import ClientUpdate
-
-QUICK = {
-    "span": {},
-    "sequential": {"starts": 2},
-    "sparse_frames": {"attempts": 1, "most_steps": 2},
-    "matching": {"iterations": 2},
-    "hessian_free": {"iterations": 2, "directions": 4},
-}
-"""Settings that keep each attack to a few seconds; a new attack adds a row."""
-
 
 ROUNDING = {"sparse_frames": 1e-3}
 """Relative difference allowed between two runs, where none is meant to differ at all: the search for frames follows

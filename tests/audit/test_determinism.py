@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick_settings import QUICK
 from rich.console import Console
 from test_grid import timeless
 
@@ -16,15 +17,7 @@ from overheard.speech.corpus import Selection
 
 DEEPSPEECH1 = '{"name": "deepspeech1", "config": {"hidden_size": 96, "context": 2}}'
 DEEPSPEECH2 = '{"name": "deepspeech2", "config": {"hidden_size": 16, "num_layers": 1}}'
-QUICK = {
-    "span": {},
-    "sequential": {"starts": 2},
-    "sparse_frames": {"attempts": 1, "most_steps": 2},
-    "matching": {"iterations": 2},
-    "hessian_free": {"iterations": 2, "directions": 4},
-    "ladder": {"rungs": ["span", "sequential"]},
-}
-"""Settings that keep each attack to a few seconds; a new attack adds a row."""
+SETTINGS = {**QUICK, "ladder": {"rungs": ["span", "sequential"]}}
 
 SPARSE_FRAMES = 1e-2
 """Relative difference allowed between two runs of this one attack: see tests/attacks/test_registry.py."""
@@ -39,7 +32,7 @@ def audited(corpus: Path, out: Path, attack: str, model: str = DEEPSPEECH1) -> l
         Selection(utterances=("11-1-0000",)),
         (model,),
         attack=attack,
-        options=QUICK[attack],
+        options=SETTINGS[attack],
         known=("transcript", "length"),
         examples=0,
         seed=7,
@@ -48,10 +41,10 @@ def audited(corpus: Path, out: Path, attack: str, model: str = DEEPSPEECH1) -> l
 
 
 def test_every_attack_is_held_to_it() -> None:
-    assert set(QUICK) == {*ATTACKS, "ladder"}
+    assert set(SETTINGS) == {*ATTACKS, "ladder"}
 
 
-@pytest.mark.parametrize("attack", QUICK)
+@pytest.mark.parametrize("attack", SETTINGS)
 def test_the_same_seed_gives_the_same_records(noises: Path, tmp_path: Path, attack: str) -> None:
     model = DEEPSPEECH2 if attack == "sparse_frames" else DEEPSPEECH1
     first, second = (audited(noises, tmp_path / name, attack, model) for name in ("first", "second"))
