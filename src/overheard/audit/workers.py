@@ -6,9 +6,10 @@ tried again alone, and one that kills its worker then too has failed.
 
 import functools
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -148,7 +149,23 @@ def _in_parallel(
         pre_dispatch=workers.number,  # pyright: ignore[reportArgumentType] (a number too)
         batch_size=1,  # pyright: ignore[reportArgumentType]
     )
-    yield from parallel(calls())  # pyright: ignore[reportReturnType]
+    with _interrupts_held():
+        outcomes = parallel(calls())
+    yield from outcomes  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the body is done, and never reaches a process that the body starts.
+
+    It goes to all processes of a terminal's group, but the caller alone is to answer it and end its workers. A
+    blocked signal stays blocked in what is started meanwhile (`man 7 signal`), from its first instruction on.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _carried_out(place: int, job: Job, workers: Workers, out: Path, folder: Path) -> tuple[int, Outcome]:
