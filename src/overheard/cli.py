@@ -346,7 +346,10 @@ BENCH = Union[  # noqa: UP007
     _command("train", cli_training.bench_train),
     _command("robustness", cli_benchmarks.bench_robustness),
     _command("defences", cli_benchmarks.bench_defences),
+    _command("utility", cli_federation.bench_utility),
+    _command("rounds", cli_federation.bench_rounds),
     _command("scale", cli_benchmarks.bench_scale),
+    _command("workers", cli_grid.bench_workers),
 ]
 
 COMMANDS = Union[  # noqa: UP007

@@ -46,3 +46,28 @@ def grid(
 
     chosen = Workers(workers, threads, device, backend, address, Limits(job_seconds, memory_mb))
     grids.run_grid(file, out, chosen, plan_only)
+
+
+def bench_workers(
+    file: Positional[Path],
+    *,
+    workers: int = DEFAULT_THREADS,
+    threads: int = 1,
+    backend: Literal["loky", "ray"] = "loky",
+    address: str | None = None,
+) -> None:
+    """Do a whole grid with one worker and again with several: the speed-up, and whether the records are the same.
+
+    Example: overheard bench workers grid.toml --workers 4
+
+    Args:
+        file: of the grid; see overheard grid
+        workers: processes side by side, of the second run
+        threads: for torch, in each worker of either run
+        backend: of the second run: processes of this machine, or a Ray cluster that sees the same folders
+        address: of the cluster's head, host:port; without it one is started here
+    """
+    from overheard.audit.workers import Workers
+    from overheard.commands.workers import speed_up
+
+    speed_up(file, Workers(workers, threads, backend=backend, address=address))

@@ -7,7 +7,7 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 from overheard.errors import InputError
-from overheard.options import Choice, Machine, selection_of
+from overheard.options import Choice, Machine, RecipeName, selection_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def train(
     *,
     corpus: Path,
     out: Path,
-    recipe: Literal["librispeech-960", "librispeech-100", "librispeech-mini", "digits", "synthetic"] = "digits",
+    recipe: Literal[
+        "librispeech-960", "librispeech-100", "librispeech-mini", "digits", "digits-new-voices", "synthetic"
+    ] = "digits",
     dev_corpus: Path | None = None,
     model: str | None = None,
     hold_out: tuple[str, ...] = (),

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from overheard.federation.client import ClientSettings
     from overheard.speech.corpus import Selection
 
+RecipeName = Literal[
+    "librispeech-960", "librispeech-100", "librispeech-mini", "digits", "digits-new-voices", "synthetic"
+]
+
 DEFAULT_THREADS = min(4, os.cpu_count() or 1)
 
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from quick_settings import QUICK
 from rich.console import Console
-from test_grid import timeless
 
 from overheard.attacks.registry import ATTACKS
 from overheard.audit.plan import AuditPlan
-from overheard.audit.records import AuditRecord
+from overheard.audit.records import AuditRecord, timeless
 from overheard.audit.runner import run_audit
 from overheard.speech.corpus import Selection
 

@@ -10,7 +10,7 @@ import pytest
 from overheard.audit import grid_run
 from overheard.audit.grid import Grid, Job, jobs_of, read_grid
 from overheard.audit.grid_run import finish, opened, probe
-from overheard.audit.records import AuditRecord, load_records
+from overheard.audit.records import AuditRecord, load_records, timeless
 from overheard.audit.workers import Outcome, Workers, _carried_out
 from overheard.errors import InputError
 from overheard.report.html import write_report
@@ -48,12 +48,6 @@ def run(grid: Grid, out: Path) -> list[AuditRecord]:
     with opened(grid, out, Workers()) as folder:
         list(finish(folder, Workers()))
     return load_records(out)
-
-
-def timeless(records: Sequence[AuditRecord]) -> list[AuditRecord]:
-    """In an order of their own and without what a clock says."""
-    plain = [replace(each, seconds=None, seconds_words=None, peak_mb=None, example=None) for each in records]
-    return sorted(plain, key=lambda each: (str(each.settings), each.utterance))
 
 
 def test_every_axis_is_a_factor(noises: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_grid import run, timeless, write
+from test_grid import run, write
 
 from overheard.audit.grid import read_grid
 from overheard.audit.grid_run import finish, opened
 from overheard.audit.limits import Limits
-from overheard.audit.records import load_records
+from overheard.audit.records import load_records, timeless
 from overheard.audit.workers import LOST, Workers
 from overheard.errors import InputError
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import soundfile
 from tone_corpus import tiny_model
 
 from overheard.cli import main
+from overheard.options import RecipeName
 from overheard.recognition.models import build_model
 from overheard.recognition.weights import save_model
 from overheard.training.recipes import recipe, recipe_names
@@ -108,10 +110,10 @@ def test_changed_settings_are_checked(
     assert "leave a speaker to learn from" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["librispeech-960", "librispeech-100", "librispeech-mini", "digits", "synthetic"])
+@pytest.mark.parametrize("name", get_args(RecipeName))
 def test_every_recipe_is_complete(name: str) -> None:
     chosen = recipe(name)
-    assert name in recipe_names()
+    assert set(recipe_names()) == set(get_args(RecipeName))
     assert chosen.about
     assert chosen.model.name == "deepspeech2"
 

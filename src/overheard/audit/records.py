@@ -6,7 +6,8 @@ What could not be computed is null, never a made-up number. A batch of N utteran
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -222,6 +223,12 @@ def load_records(folder: Path) -> list[AuditRecord]:
             if line.endswith("\n"):
                 records.append(_record(line, f"{path}:{number}"))
     return records
+
+
+def timeless(records: Iterable[AuditRecord]) -> list[AuditRecord]:
+    """What a repetition must bring again: in an order of their own, without times, memory and places of examples."""
+    plain = [replace(each, seconds=None, seconds_words=None, peak_mb=None, example=None) for each in records]
+    return sorted(plain, key=lambda each: (str(each.settings), each.utterance))
 
 
 def _record(line: str, where: str) -> AuditRecord:
