@@ -47,9 +47,7 @@ def train(
     *,
     corpus: Path,
     out: Path,
-    recipe: Literal[
-        "librispeech-960", "librispeech-100", "librispeech-mini", "digits", "digits-new-voices", "synthetic"
-    ] = "digits",
+    recipe: RecipeName = "digits",
     dev_corpus: Path | None = None,
     model: str | None = None,
     hold_out: tuple[str, ...] = (),
