@@ -74,6 +74,7 @@ def federate(
     least_replies: int = 1,
     delta: float = 1e-5,
     workers: int = 1,
+    compare: Path | None = None,
     deploy: Path | None = None,
     local: OmitArgPrefixes[Local] = Local(),
     split: OmitArgPrefixes[Split] = Split(),
@@ -113,6 +114,7 @@ def federate(
         least_replies: valid updates without which the run stops
         delta: of the (epsilon, delta) that is stated
         workers: processes that stand for clients side by side; 0 for this process, one client after another
+        compare: folder of another run, such as a central one: its word error rates beside this one's in comparison.png
         deploy: write a Flower app into this folder for flwr run, and into OUT what its server needs; run nothing
     """
     from overheard.commands import federation
@@ -144,6 +146,7 @@ def federate(
                 "seed": machine.seed,
             },
             workers=workers,
+            compare=compare,
             deploy=deploy,
             device=machine.device,
             threads=machine.threads,
@@ -156,3 +159,104 @@ def _local_settings(local: Local) -> "LocalSettings":
     from overheard.federation.local_settings import LocalSettings
 
     return LocalSettings(**vars(local))
+
+
+def bench_utility(
+    *,
+    corpus: Path,
+    out: Path = Path("bench-utility"),
+    rounds: int = 3,
+    clients_per_round: int = 5,
+    recipe: Literal["librispeech-960", "librispeech-100", "librispeech-mini", "digits", "synthetic"] = "digits",
+    dev_corpus: Path | None = None,
+    model: str | None = None,
+    hold_out: tuple[str, ...] = (),
+    augment: bool = True,
+    defences: tuple[str, ...] = (),
+    delta: float = 1e-5,
+    workers: int = 0,
+    local: OmitArgPrefixes[Local] = Local(),
+    split: OmitArgPrefixes[Split] = Split(),
+    choice: OmitArgPrefixes[Choice] = Choice(),
+    machine: OmitArgPrefixes[Machine] = Machine(),
+) -> None:
+    """Train the same rounds from the same weights under one defence after another: word error rates and epsilon.
+
+    Every row is a run of overheard federate in a folder of its own; started again it does what is missing.
+
+    Example: overheard bench utility --corpus corpora/digits --model runs/digits --rounds 3 --optimiser adamw
+    --learning-rate 0.001 --steps 8 --out runs/utility
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest
+        out: folder for the runs
+        rounds: of every run
+        clients_per_round: drawn for each round
+        recipe: model and choice of utterances
+        dev_corpus: where the server measures the word error rate, if not in the same corpus
+        model: instead of the recipe's: a name, or a file or run whose weights to start from
+        hold_out: speakers that are no clients; the word error rate is measured on them
+        augment: change what the models hear as the recipe says
+        defences: only these, as overheard federate takes them, several of one row in quotes: none "clip:norm=1
+            noise:std=0.01"
+        delta: of the (epsilon, delta) that is stated
+        workers: processes that stand for clients side by side; 0 for this process, one client after another
+    """
+    from overheard.commands.federation import Order
+    from overheard.commands.utility_benchmark import utility_table
+    from overheard.federation.clients import ClientSplit
+
+    order = Order(
+        recipe=recipe,
+        corpus=corpus,
+        dev_corpus=dev_corpus,
+        out=out,
+        model=model,
+        selection=selection_of(choice, machine),
+        hold_out=hold_out,
+        augment=augment,
+        local=_local_settings(local),
+        split=ClientSplit(split.split, split.speakers_per_client, split.clients, machine.seed),
+        settings={
+            "rounds": rounds,
+            "clients_per_round": clients_per_round,
+            "evaluate_every": rounds,
+            "keep": 1,
+            "delta": delta,
+            "seed": machine.seed,
+        },
+        workers=workers,
+        compare=None,
+        deploy=None,
+        device=machine.device,
+        threads=machine.threads,
+    )
+    utility_table(order, defences)
+
+
+def bench_rounds(
+    *,
+    corpus: Path,
+    out: Path = Path("bench-rounds"),
+    clients: tuple[int, ...] = (8, 64, 512),
+    workers: tuple[int, ...] = (0, 1),
+    rounds: int = 4,
+    units: int = 24,
+    seed: int = 0,
+) -> None:
+    """Time rounds of many clients with little to compute: seconds beyond the clients' own, and bytes.
+
+    Example: overheard bench rounds --corpus corpora/digits --clients 8 64 512
+
+    Args:
+        corpus: folder in LibriSpeech's layout, or a manifest, with an utterance for each client
+        out: folder for the runs
+        clients: how many, one measurement each
+        workers: processes of the simulation engine, one measurement each; 0 for this process
+        rounds: of each measurement; the first counts apart
+        units: of the model's layers, which decide the size of a message
+        seed: of weights, utterances and order
+    """
+    from overheard.commands.rounds_benchmark import rounds_table
+
+    rounds_table(corpus, out, clients, workers, rounds, units, seed)

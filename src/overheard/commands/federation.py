@@ -3,10 +3,11 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from overheard.commands import training
 from overheard.commands.machine import set_up
@@ -17,8 +18,12 @@ from overheard.federation.quiet import quieten
 from overheard.federation.settings import FederationSettings
 from overheard.speech.augmentation import AugmentationConfig
 from overheard.speech.corpus import Selection
+from overheard.training.comparison import draw_comparison, gap
 from overheard.training.curves import draw_curves
 from overheard.training.devices import Devices
+
+if TYPE_CHECKING:
+    from overheard.federation.simulation import FederationPlan
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Order:
         split: into clients.
         settings: the other settings by name.
         workers: processes that stand for clients.
+        compare: folder of a run to be held against; None for none.
         deploy: folder for a Flower app; None to simulate.
         device: of the clients.
         threads: of each.
@@ -55,6 +61,7 @@ class Order:
     split: ClientSplit
     settings: dict[str, Any]
     workers: int
+    compare: Path | None
     deploy: Path | None
     device: str
     threads: int
@@ -68,7 +75,42 @@ def federate(order: Order) -> None:
     """
     quieten()
     from overheard.federation.deployment import write_deployment
-    from overheard.federation.simulation import FederationPlan, carry_out
+    from overheard.federation.simulation import carry_out
+
+    plan, model = make_plan(order)
+    console = Console()
+    for line in guarantees(plan.settings.chosen()):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if order.deploy is not None:
+        dev = None if plan.dev is None else (plan.dev_corpus, plan.dev)
+        write_deployment(model, plan.settings, dev, order.out, order.deploy)
+        console.print(f"next: flwr run {shlex.quote(str(order.deploy))}", highlight=False, soft_wrap=True)
+        return
+    server = carry_out(plan, model, order.out, console)
+    draw_curves(order.out)
+    if server.evaluations:
+        console.print(error_table(server.evaluations[-1]))
+    progress, out = server.progress, shlex.quote(str(order.out))
+    console.print(
+        f"{order.out}: {progress.round} rounds, {progress.utterances} utterances in {progress.seconds / 60:.1f} min",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if order.compare is not None:
+        draw_comparison(order.out, order.compare, ("federated", "central"))
+        console.print(gap(order.out, order.compare), highlight=False, soft_wrap=True)
+    attack, use = f"overheard audit --run {out} --out {out}/audit", f"overheard transcribe {out} AUDIO"
+    console.print(f"next: {attack if plan.settings.capture else use}", highlight=False, soft_wrap=True)
+
+
+def make_plan(order: Order) -> tuple["FederationPlan", nn.Module]:
+    """The recipe with the order's changes, and the model to start from; the machine is set up.
+
+    Raises:
+        InputError: see `training.make_plan`; or settings that contradict each other.
+    """
+    quieten()
+    from overheard.federation.simulation import FederationPlan
 
     set_up(order.device, order.threads)
     central = training.Order(
@@ -87,41 +129,18 @@ def federate(order: Order) -> None:
     )
     like = training.make_plan(central)
     augmentation = None if like.settings.augmentation == AugmentationConfig() else like.settings.augmentation
-    settings = FederationSettings(local=order.local, augmentation=augmentation, **order.settings)
     plan = FederationPlan(
         corpus=like.corpus,
         train=like.train,
         dev_corpus=like.dev_corpus,
         dev=like.dev,
         split=order.split,
-        settings=settings,
+        settings=FederationSettings(local=order.local, augmentation=augmentation, **order.settings),
         workers=order.workers,
         device=order.device,
         threads=order.threads,
     )
-    console = Console()
-    for line in guarantees(settings.chosen()):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    model = training.make_model(central)
-    if order.deploy is not None:
-        dev = None if plan.dev is None else (plan.dev_corpus, plan.dev)
-        write_deployment(model, settings, dev, order.out, order.deploy)
-        console.print(f"next: flwr run {shlex.quote(str(order.deploy))}", highlight=False, soft_wrap=True)
-        return
-    server = carry_out(plan, model, order.out, console)
-    draw_curves(order.out)
-    if server.evaluations:
-        console.print(error_table(server.evaluations[-1]))
-    progress, out = server.progress, shlex.quote(str(order.out))
-    console.print(
-        f"{order.out}: {progress.round} rounds, {progress.utterances} utterances in {progress.seconds / 60:.1f} min",
-        highlight=False,
-        soft_wrap=True,
-    )
-    following = (
-        f"overheard audit --run {out} --out {out}/audit" if settings.capture else f"overheard transcribe {out} AUDIO"
-    )
-    console.print(f"next: {following}", highlight=False, soft_wrap=True)
+    return plan, training.make_model(central)
 
 
 def error_table(evaluation: dict[str, Any]) -> Table:

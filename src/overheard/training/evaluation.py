@@ -1,7 +1,7 @@
 """Word and character error rate of a model on utterances it does not learn from, shared among all processes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -46,6 +46,22 @@ def evaluate(
         fabric: shares the batches among its processes; None for this one alone.
     """
     errors, loss, heard_in_all = WordErrors(), 0.0, 0
+    for each, own in utterance_errors(model, cuts, batch_seconds, fabric):
+        loss += each
+        errors += own
+        heard_in_all += 1
+    summed = (loss, heard_in_all, errors.word_edits, errors.words, errors.character_edits, errors.characters)
+    if fabric is not None:
+        loss, heard_in_all, *counts = total(fabric, *map(float, summed))
+        errors = WordErrors(*map(int, counts))
+    mean = loss / heard_in_all if heard_in_all and math.isfinite(loss) else None
+    return Evaluation(mean, errors.wer, errors.cer, int(heard_in_all))
+
+
+def utterance_errors(
+    model: nn.Module, cuts: Sequence[MonoCut], batch_seconds: float, fabric: Fabric | None = None
+) -> Iterator[tuple[float, WordErrors]]:
+    """CTC loss, nats, and errors by greedy decoding of each utterance that can be read; arguments as in `evaluate`."""
     dataset, alphabet = FeatureDataset(model), alphabet_of(model)
     device = next(model.parameters()).device
     batches = in_order(cuts, batch_seconds)
@@ -64,14 +80,6 @@ def evaluate(
         losses = functional.ctc_loss(
             logits.float().log_softmax(-1), batch.targets, lengths, batch.target_lengths, reduction="none"
         )
-        loss += float(losses.sum())
-        heard_in_all += batch.size
         for index, hypothesis in enumerate(greedy(logits, lengths, alphabet)):
-            errors += count_errors(hypothesis.text, alphabet.decode(batch.utterance_labels(index)))
+            yield float(losses[index]), count_errors(hypothesis.text, alphabet.decode(batch.utterance_labels(index)))
     model.train(training)
-    summed = (loss, heard_in_all, errors.word_edits, errors.words, errors.character_edits, errors.characters)
-    if fabric is not None:
-        loss, heard_in_all, *counts = total(fabric, *map(float, summed))
-        errors = WordErrors(*map(int, counts))
-    mean = loss / heard_in_all if heard_in_all and math.isfinite(loss) else None
-    return Evaluation(mean, errors.wer, errors.cer, int(heard_in_all))

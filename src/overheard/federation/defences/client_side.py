@@ -47,14 +47,18 @@ class FrozenSettings:
 
 @dataclass(frozen=True)
 class SampleDPSettings:
-    """`multiplier` of the noise, in units of `norm`, to which every utterance's gradient is clipped."""
+    """`multiplier` of the noise, in units of `norm`, to which every utterance's gradient is clipped; `learning_rate` of
+    its steps, which are plain descent whatever the client's optimiser, None for the client's own."""
 
     multiplier: float = 1.0
     norm: float = 1.0
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         check_positive("multiplier", self.multiplier)
         check_positive("norm", self.norm)
+        if self.learning_rate is not None:
+            check_positive("learning_rate", self.learning_rate)
 
 
 def dropout(local: LocalSettings, settings: DropoutSettings) -> LocalSettings:
@@ -80,5 +84,10 @@ def frozen_layers(local: LocalSettings, settings: FrozenSettings) -> LocalSettin
 def sample_dp(local: LocalSettings, settings: SampleDPSettings) -> LocalSettings:
     """DP-SGD (Abadi et al. 2016, algorithm 1); `federation.private_sgd` carries it out."""
     return replace(
-        local, kind="delta", optimiser="sgd", noise_multiplier=settings.multiplier, sample_norm=settings.norm
+        local,
+        kind="delta",
+        optimiser="sgd",
+        learning_rate=settings.learning_rate or local.learning_rate,
+        noise_multiplier=settings.multiplier,
+        sample_norm=settings.norm,
     )

@@ -1,0 +1,35 @@
+"""Two runs in one figure: each measurement stands at the utterances learnt from by then."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from overheard.errors import InputError
+from overheard.training.comparison import draw_comparison, error_curve, gap
+from overheard.training.tracking import METRICS
+
+
+def write_run(folder: Path, rates: list[float | None]) -> Path:
+    """Ten utterances a step, a measurement after each."""
+    folder.mkdir()
+    lines = []
+    for step, rate in enumerate(rates, start=1):
+        lines.append({"kind": "step", "step": step, "utterances": 10 * step})
+        lines.append({"kind": "evaluation", "step": step, "wer": rate})
+    (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_curves_are_drawn_over_utterances(tmp_path: Path) -> None:
+    run, central = write_run(tmp_path / "run", [0.5, None, 0.25]), write_run(tmp_path / "central", [0.4, 0.2])
+    assert error_curve(run) == [(10, 0.5), (30, 0.25)]
+    files = draw_comparison(run, central, ("federated", "central"))
+    assert [file.name for file in files] == ["comparison.png", "comparison.pdf"]
+    assert all(file.stat().st_size > 1000 for file in files)
+    assert gap(run, central) == "WER 25.00 % after 30 utterances, against 20.00 % after 20: +5.00 points"
+
+
+def test_a_run_without_a_measurement_has_no_curve(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no measured word error rate"):
+        error_curve(write_run(tmp_path / "run", [None]))
