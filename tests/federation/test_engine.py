@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tone_corpus import tiny_model
+from tone_corpus import tiny_model, write_tones
 
 pytest.importorskip("flwr", reason="Flower is not installed: overheard[federated]")
 pytest.importorskip("ray", reason="Ray is not installed: overheard[federated]")
@@ -22,18 +22,20 @@ from overheard.training.tracking import read_lines
 DEADLINE = 6.0
 
 
-def test_hung_killed_and_wrong_clients_are_named_and_the_others_learn(tones: Path, tmp_path: Path) -> None:
+def test_of_eight_clients_four_fail_each_in_its_way_and_the_others_learn(tmp_path: Path) -> None:
     quieten()
-    kinds = {"100": "crash", "101": "hang", "102": "die"}
+    corpus = write_tones(tmp_path / "corpus", speakers=8, each=3)
+    kinds = {"100": "crash", "102": "hang", "104": "nan", "106": "die"}
     app = faulty_app(tmp_path / "faulty", tuple(Fault(*each) for each in kinds.items()), DEADLINE)
-    plan = plan_of(tones, workers=1, rounds=1, deadline=DEADLINE)
+    plan = plan_of(corpus, workers=1, rounds=1, clients_per_round=8, deadline=DEADLINE)
     server = run(plan, tmp_path / "faulty", app=app)
-    alone = run(plan_of(tones, rounds=1, speakers=("103",), clients_per_round=1), tmp_path / "alone")
+    alone = run(plan_of(corpus, rounds=1, speakers=("101", "103", "105", "107")), tmp_path / "alone")
     assert same_weights(server.model, alone.model)
     reasons = {line["client"]: line["reason"] for line in read_lines(tmp_path / "faulty" / "faults.jsonl")}
     assert set(reasons) == set(kinds)
     assert "the disk is gone" in reasons["100"]
-    assert all("ActorUnavailable" in reasons[name] or "ActorDied" in reasons[name] for name in ("101", "102"))
+    assert "'output.bias' holds NaN" in reasons["104"]
+    assert all("ActorUnavailable" in reasons[name] or "ActorDied" in reasons[name] for name in ("102", "106"))
     assert not ray_processes(os.getpid())
 
 

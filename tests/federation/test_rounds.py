@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
-from tone_corpus import normed_model, tiny_model
+from tone_corpus import normed_model, tiny_model, write_tones
 
 pytest.importorskip("flwr", reason="Flower is not installed: overheard[federated]")
 
@@ -82,6 +83,21 @@ def test_bad_clients_are_named_and_left_out(tones: Path, tmp_path: Path) -> None
         "101": "'output.bias' holds NaN or infinity",
         "102": "'output.bias' has shape (28,), the model's has (29,)",
     }
+
+
+def test_a_client_whose_recordings_hold_nan_is_named(tmp_path: Path) -> None:
+    corpus = write_tones(tmp_path / "corpus", speakers=2, each=2)
+    for path in sorted((corpus / "tones" / "101" / "1").glob("*.flac")):
+        samples, rate = soundfile.read(path, dtype="float32")
+        samples[len(samples) // 2] = float("nan")
+        soundfile.write(path.with_suffix(".wav"), samples, rate, subtype="FLOAT")
+        path.unlink()
+    server = run(plan_of(corpus, rounds=1, clients_per_round=2), tmp_path / "run")
+    alone = run(plan_of(corpus, rounds=1, speakers=("100",), clients_per_round=1), tmp_path / "alone")
+    assert same_weights(server.model, alone.model)
+    [line] = read_lines(tmp_path / "run" / "faults.jsonl")
+    assert line["client"] == "101"
+    assert "features hold NaN or infinity" in line["reason"]
 
 
 def test_a_round_without_a_valid_reply_stops_the_run(tones: Path, tmp_path: Path) -> None:

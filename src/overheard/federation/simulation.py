@@ -124,6 +124,8 @@ def _run_on_engine(
     gpus = torch.cuda.device_count() / plan.workers if plan.device.startswith("cuda") else 0.0
     backend = {
         "init_args": {
+            # Ray would join whatever cluster it finds on this machine.
+            "address": "local",
             "num_cpus": plan.workers,
             "num_gpus": torch.cuda.device_count() if gpus else 0,
             "include_dashboard": False,
