@@ -5,7 +5,7 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from overheard.options import Choice, Machine, selection_of
+from overheard.options import Choice, Machine, attack_options, selection_of
 
 
 def bench_second_order(*, threads: int = 1) -> None:
@@ -114,6 +114,8 @@ def bench_scale(
     model: str = "deepspeech1",
     attack: str = "span",
     until: Literal["features", "words", "certificate"] = "features",
+    settings: tuple[str, ...] = (),
+    known: tuple[Literal["transcript", "length"], ...] = (),
     seconds: tuple[float, ...] = (3.0, 2.0, 6.0),
     units: tuple[int, ...] = (1024, 512, 2048),
     batches: tuple[int, ...] = (1, 2, 4),
@@ -131,6 +133,8 @@ def bench_scale(
         model: deepspeech1, deepspeech2 or transformer, with random weights
         attack: by name, or auto, or ladder
         until: how far to go
+        settings: of the attack, as NAME=VALUE
+        known: what the attacker is declared to know beforehand
         seconds: durations of utterances, s
         units: of the model's layers
         batches: utterances in an update
@@ -140,4 +144,5 @@ def bench_scale(
     from overheard.benchmarks.scale import ScalePlan
     from overheard.commands.scale import scale
 
-    scale(ScalePlan(corpus, model, attack, until, seconds, units, batches, repeats, seed))
+    options = attack_options(settings)
+    scale(ScalePlan(corpus, model, attack, until, options, known, seconds, units, batches, repeats, seed))

@@ -16,6 +16,7 @@ from overheard.errors import InputError
 from overheard.recognition.models import model_spec
 from overheard.report.html import write_report
 from overheard.report.paper import write_paper
+from overheard.report.run_folder import read_run
 
 
 def audit(folder: Path, defence: str = "none", model: str = "deepspeech1", **changes: Any) -> Path:
@@ -116,9 +117,9 @@ def test_the_page_and_the_tables_show_price_and_guarantee(audits: list[Path], tm
     join_audits(audits, tmp_path / "out", prices)
     page = write_report(tmp_path / "out").read_text(encoding="utf-8")
     assert 'class="number" data-value="3.5">3.50</td>' in page
-    for said in ("What the defences cost and guarantee", "The audits that it joins", "hidden size 64"):
+    for said in ("What the defences cost and guarantee", "The audits that it joins", "DeepSpeech 1 (64 units)"):
         assert said in page
-    table = (write_paper(tmp_path / "out") / "tables" / "frontier.csv").read_text(encoding="utf-8")
+    table = (write_paper(read_run(tmp_path / "out")) / "tables" / "frontier.csv").read_text(encoding="utf-8")
     heading, plain, private = table.splitlines()
     assert heading.startswith("model,defence,ε,δ,WER of the recogniser")
     assert plain.startswith("DeepSpeech 1,none,,,0.25,")

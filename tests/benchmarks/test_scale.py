@@ -31,7 +31,9 @@ def test_every_axis_is_measured(tmp_path: Path) -> None:
     assert scale_table(points, plan).row_count == 6 + 3
 
 
-@pytest.mark.parametrize("changes", [{"model": "x"}, {"seconds": ()}, {"units": (0,)}, {"repeats": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"model": "x"}, {"seconds": ()}, {"units": (0,)}, {"repeats": 0}, {"known": ("all",)}]
+)
 def test_wrong_settings_are_refused(changes: dict) -> None:
     with pytest.raises(InputError):
         ScalePlan(Path("corpus"), **changes)

@@ -9,9 +9,9 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lhotse import MonoCut
@@ -37,6 +37,8 @@ class ScalePlan:
         model: name of a registered model whose configuration has `hidden_size`.
         attack: by name.
         until: how far it goes.
+        options: settings of the attack.
+        known: what the attacker is declared to know beforehand.
         seconds: durations of utterances, s.
         units: hidden sizes.
         batches: utterances in an update.
@@ -48,6 +50,8 @@ class ScalePlan:
     model: str = "deepspeech1"
     attack: str = "span"
     until: Literal["features", "words", "certificate"] = "features"
+    options: dict[str, Any] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
     seconds: tuple[float, ...] = (3.0, 2.0, 6.0)
     units: tuple[int, ...] = (1024, 512, 2048)
     batches: tuple[int, ...] = (1, 2, 4)
@@ -60,8 +64,23 @@ class ScalePlan:
         for name in ("seconds", "units", "batches"):
             if not getattr(self, name) or not all(value > 0 for value in getattr(self, name)):
                 raise InputError(name, getattr(self, name), "give numbers above 0")
+        self.audit_plan("", 1).check()
         if self.repeats < 1:
             raise InputError("repeats", self.repeats, "give a whole number from 1 up")
+
+    def audit_plan(self, model: str, batch: int) -> AuditPlan:
+        """The audit of one model at one batch size."""
+        return AuditPlan(
+            self.corpus,
+            models=(model,),
+            batch=batch,
+            attack=self.attack,
+            options=self.options,
+            until=self.until,
+            known=self.known,
+            examples=0,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -129,12 +148,11 @@ def _point(plan: ScalePlan, cuts: Sequence[MonoCut], axis: Axis, sizes: dict[str
     text = f'{{"name": "{plan.model}", "config": {{"hidden_size": {int(sizes["units"])}}}}}'
     audited = prepare(text, plan.seed, torch.device("cpu"))
     chosen = sorted(cuts, key=lambda cut: (abs(cut.duration - sizes["seconds"]), cut.id))[: plan.repeats * batch]
-    settings = AuditPlan(plan.corpus, models=(text,), batch=batch, attack=plan.attack, until=plan.until, examples=0)
-    settings = replace(settings, seed=plan.seed)
+    audit = plan.audit_plan(text, batch)
     spent, records = [], []
     for at in range(0, len(chosen), batch):
         start = time.process_time()
-        records += audit_batch(settings, audited, chosen[at : at + batch], None)
+        records += audit_batch(audit, audited, chosen[at : at + batch], None)
         spent.append((time.process_time() - start) / batch)
     shapes = parameter_shapes(spec_of(audited.model))
     peaks = [record.peak_mb for record in records if record.peak_mb is not None]

@@ -14,13 +14,18 @@ SETTINGS = {
 }
 
 
+def ask_nothing() -> None:
+    """Set the environment."""
+    os.environ.update(SETTINGS)
+
+
 def quieten() -> None:
     """Set the environment and the loggers.
 
     Raises:
         InputError: Flower is not installed.
     """
-    os.environ.update(SETTINGS)
+    ask_nothing()
     try:
         import flwr  # noqa: F401 (its logger is set up by the import)
     except ImportError as error:
