@@ -10,8 +10,10 @@ import pytest
 import torch
 from audited_run import failed, mixed_records, record
 
+from overheard.audit.records import AuditRecord
 from overheard.report.figures import error_plot, feature_maps, spectrum_plot
 from overheard.report.svg import PAGE_COLOURS
+from overheard.report.titles import Titles
 
 FRONT_END = {"kind": "mfcc", "hop": 320, "sample_rate": 16000}
 
@@ -73,21 +75,25 @@ def test_spectrum_without_marks() -> None:
     assert "read off" not in svg
 
 
+def plot_of(records: list[AuditRecord]) -> str | None:
+    return error_plot("error", records, Titles.of(each.model for each in records))
+
+
 def test_no_error_plot_where_nothing_was_recovered() -> None:
-    assert error_plot("error", []) is None
-    assert error_plot("error", mixed_records()[9:]) is None
-    assert error_plot("error", [failed(0, "silence")]) is None
+    assert plot_of([]) is None
+    assert plot_of(mixed_records()[9:]) is None
+    assert plot_of([failed(0, "silence")]) is None
 
 
 def test_error_plot_escapes_names_and_survives_dollars() -> None:
-    svg = error_plot("error", [record(0, model="$\\broken{<b>", feature_mae=0.0), *mixed_records()])
+    svg = plot_of([record(0, model="$\\broken{<b>", feature_mae=0.0), *mixed_records()])
     assert svg is not None
     assert "<b>" not in svg
     assert "DeepSpeech 1, not recovered" in "".join(parsed(svg).itertext())
 
 
 def test_error_plot_of_many_is_thinned() -> None:
-    svg = error_plot("error", [record(index) for index in range(4000)])
+    svg = plot_of([record(index) for index in range(4000)])
     assert svg is not None
     assert "of 4,000 utterances" in svg
     assert len(svg) < 400_000

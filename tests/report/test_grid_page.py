@@ -10,8 +10,9 @@ from test_html import Page, squeezed
 
 from overheard.metrics.intervals import median_estimate, ratio_estimate, wilson
 from overheard.report import wording
-from overheard.report.html import REDACTED, write_report
+from overheard.report.html import REDACTED, write_page, write_report
 from overheard.report.paper import write_paper
+from overheard.report.run_folder import read_run
 from overheard.report.voices import voices
 
 
@@ -71,8 +72,9 @@ def test_a_redacted_page_has_no_speech(build_run: BuildRun) -> None:
 
 def test_the_page_of_many_records_stays_small(build_run: BuildRun) -> None:
     folder = build_run(list(grid(2_000)), examples=[])
-    path = write_report(folder)
-    write_paper(folder)
+    run = read_run(folder)
+    path = write_page(run)
+    write_paper(run)
     assert path.stat().st_size < 2_000_000
     text = Page(path).text
     assert "shows 500 of 2,000 records" in text

@@ -10,6 +10,7 @@ from audited_run import HOSTILE, BuildRun, failed
 from many_records import grid
 
 from overheard.report.paper import write_paper
+from overheard.report.run_folder import read_run
 
 PAPER = r"""\documentclass[twocolumn]{article}
 \usepackage{booktabs,graphicx}
@@ -36,7 +37,7 @@ def test_tables_figures_and_methods_compile(build_run: BuildRun) -> None:
     if shutil.which("pdflatex") is None or shutil.which("bibtex") is None:
         pytest.skip("no pdflatex found: install texlive-latex-recommended")
     records = [*grid(240), failed(240, HOSTILE + " \\input{secret} 50% of $x_1$ ~^ {"), failed(241, "ü \u2013 ε")]
-    folder = write_paper(build_run(records, examples=[]))
+    folder = write_paper(read_run(build_run(records, examples=[])))
     tables = sorted(path.stem for path in (folder / "tables").glob("*.tex"))
     figures = sorted(path.stem for path in (folder / "figures").glob("*.pdf"))
     assert tables == ["durations", "failures", "frontier", "outcomes", "voices"]

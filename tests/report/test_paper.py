@@ -12,13 +12,14 @@ from many_records import grid
 from overheard.audit.records import AuditRecord, load_records
 from overheard.report.methods import REFERENCES, bibtex, methods
 from overheard.report.paper import write_paper
-from overheard.report.run_folder import read_config
+from overheard.report.run_folder import read_run
 from overheard.report.tables import latex, tables, to_csv, to_latex
+from overheard.report.titles import Titles
 
 
 @pytest.fixture
 def paper(build_run: BuildRun) -> Path:
-    return write_paper(build_run(list(grid(240)), examples=[]))
+    return write_paper(read_run(build_run(list(grid(240)), examples=[])))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -104,12 +105,13 @@ def test_same_records_same_bytes_and_nothing_stale(paper: Path) -> None:
     first = {path: path.read_bytes() for path in paper.rglob("*") if path.is_file()}
     stale = paper / "tables" / "old.csv"
     stale.write_text("1")
-    write_paper(paper.parent)
+    write_paper(read_run(paper.parent))
     assert {path: path.read_bytes() for path in paper.rglob("*") if path.is_file()} == first
 
 
 def test_every_citation_has_its_entry_and_every_entry_is_cited_or_a_tool(paper: Path) -> None:
-    config, records = read_config(paper.parent), load_records(paper.parent)
+    run = read_run(paper.parent)
+    config, records = run.config, run.records
     text, entries = methods(config, records), bibtex(config, records)
     cited = {key for keys in re.findall(r"\\cite\{([^}]+)\}", text) for key in keys.split(",")}
     listed = set(re.findall(r"@\w+\{(\w+),", entries))
@@ -124,7 +126,7 @@ def test_every_citation_has_its_entry_and_every_entry_is_cited_or_a_tool(paper: 
 
 def test_hostile_reasons_stay_text() -> None:
     records = [failed(0, HOSTILE + "\n\\input{secret} =cmd"), failed(1, "=HYPERLINK(0)")]
-    for table in tables(records):
+    for table in tables(records, Titles.of(["deepspeech1"])):
         assert balanced(to_latex(table))
         # The selections above it are comments of one line each.
         body = [line for line in to_latex(table).splitlines() if not line.startswith("%")]
@@ -136,6 +138,6 @@ def test_hostile_reasons_stay_text() -> None:
 
 @pytest.mark.parametrize("records", [[], [record(0)], [failed(0, "none")]])
 def test_few_records_make_fewer_files_and_no_error(build_run: BuildRun, records: list[AuditRecord]) -> None:
-    place = write_paper(build_run(records, examples=[]))
+    place = write_paper(read_run(build_run(records, examples=[])))
     assert (place / "methods.tex").is_file()
     assert len(list((place / "tables").glob("*.csv"))) <= 3

@@ -13,7 +13,6 @@ from overheard.report.wording import (
     exposure_sentence,
     headline,
     model_sentence,
-    model_title,
     number,
     percent,
     power_of_ten,
@@ -101,9 +100,7 @@ def test_sentence_of_one_length_and_of_transcripts() -> None:
     assert "1 of 1 transcript read letter for letter." in said
 
 
-def test_titles_and_exposure() -> None:
-    assert model_title("deepspeech2") == "DeepSpeech 2"
-    assert model_title("mine:build") == "mine:build"
+def test_exposure() -> None:
     assert plain(exposure_sentence(0, 2)) == "None of 2 layers gives away the span of its inputs."
     assert plain(exposure_sentence(1, 2)) == "1 of 2 layers gives away the span of its inputs."
     assert plain(exposure_sentence(2, 3)) == "2 of 3 layers give away the span of their inputs."

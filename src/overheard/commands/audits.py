@@ -14,8 +14,9 @@ from overheard.audit.runner import run_audit
 from overheard.commands.machine import set_up
 from overheard.errors import InputError
 from overheard.metrics.alignment import CLOSE
-from overheard.report.html import write_report
+from overheard.report.html import write_page, write_report
 from overheard.report.paper import write_paper
+from overheard.report.run_folder import read_run
 from overheard.speech.corpus import Selection
 from overheard.speech.synthetic import synthesize
 
@@ -87,8 +88,9 @@ def listen_to(folder: Path, corpus: Path | None, speakers: str | None, recognise
 
 def report(folder: Path, redact: bool) -> None:
     """Write the page of a run anew, and what a paper needs."""
-    print(f"page: {write_report(folder, redact=redact)}")
-    print(f"paper: {write_paper(folder)}")
+    run = read_run(folder)
+    print(f"page: {write_page(run, redact=redact)}")
+    print(f"paper: {write_paper(run)}")
 
 
 def result_table(records: list[AuditRecord]) -> Table:

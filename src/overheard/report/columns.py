@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from overheard.audit.records import AuditRecord
 from overheard.report.summary import verdict
-from overheard.report.wording import ABSENT, DELTA, EPSILON, PRICE, model_title, number
+from overheard.report.titles import Titles
+from overheard.report.wording import ABSENT, DELTA, EPSILON, PRICE, number
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ def _frames(record: AuditRecord) -> str:
     return f"{number(record.frames_recovered or 0)} / {number(record.frames_true)}"
 
 
+MODEL = "Model"
+"""Shown by its title, which depends on the other models of the report."""
 COLUMNS = (
     Column("Utterance", lambda record: record.utterance, numeric=False, always=True),
     Column("Result", verdict, numeric=False, always=True),
     Column("Reason", lambda record: record.reason, numeric=False),
-    Column("Model", lambda record: record.model, False, lambda record: model_title(record.model)),
+    Column(MODEL, lambda record: record.model, numeric=False),
     Column("Speaker", lambda record: record.speaker, numeric=False),
     Column("Weights", lambda record: record.weights, numeric=False),
     Column("Update", lambda record: record.kind, numeric=False),
@@ -75,7 +78,7 @@ COLUMNS = (
     Column("Peak (MB)", lambda record: record.peak_mb),
 )
 SETTINGS = (
-    "Model", "Weights", "Update", "Mode", "Batch", "Local steps", "Defence", EPSILON, DELTA, PRICE, "Attack", "Prior",
+    MODEL, "Weights", "Update", "Mode", "Batch", "Local steps", "Defence", EPSILON, DELTA, PRICE, "Attack", "Prior",
 )  # fmt: skip
 """Columns that say how an update was made: where all records agree, one line above the table says it for all."""
 
@@ -91,11 +94,12 @@ def columns_shown(records: Sequence[AuditRecord]) -> list[Column]:
     return shown
 
 
-def settings_shared(records: Sequence[AuditRecord]) -> list[tuple[str, str]]:
+def settings_shared(records: Sequence[AuditRecord], titles: Titles) -> list[tuple[str, str]]:
     """Title and text of the settings that all records have in common."""
     shared = []
     for column in COLUMNS:
         values = {column.value(record) for record in records}
         if column.title in SETTINGS and len(values) == 1 and values != {None}:
-            shared.append((column.title, column.written(records[0])))
+            said = titles(records[0].model) if column.title == MODEL else column.written(records[0])
+            shared.append((column.title, said))
     return shared

@@ -17,7 +17,8 @@ from overheard.audit.records import AuditRecord
 from overheard.metrics.alignment import CLOSE
 from overheard.report.summary import grouped
 from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, render
-from overheard.report.wording import MINUS, model_title, number, power_of_ten
+from overheard.report.titles import Titles
+from overheard.report.wording import MINUS, number, power_of_ten
 
 COLOURS = 64
 """Steps of a colour map: more are not told apart, and cost space."""
@@ -183,12 +184,13 @@ def spectrum_plot(name: str, spectrum: Float[Tensor, " R"], read: int | None, tr
         return render(figure, alternative)
 
 
-def error_plot(name: str, records: Sequence[AuditRecord]) -> Markup | None:
+def error_plot(name: str, records: Sequence[AuditRecord], titles: Titles) -> Markup | None:
     """Feature error against duration, a point for each utterance; None where none was recovered.
 
     Args:
         name: unique in the page.
         records: of any models; those without an error or a duration have no point.
+        titles: of their models.
     """
     points = [record for record in records if record.feature_mae is not None and record.seconds_audio is not None]
     if not any(record.recovered for record in points):
@@ -216,7 +218,7 @@ def error_plot(name: str, records: Sequence[AuditRecord]) -> Markup | None:
                     edgecolor=colour,
                     linewidth=1.0,
                     alpha=0.8,
-                    label=model_title(model) if whole else f"{model_title(model)}, not recovered",
+                    label=titles(model) if whole else f"{titles(model)}, not recovered",
                 ) if chosen else None
         decades(axes)
         axes.axhline(CLOSE, color=INK, linewidth=0.9, linestyle="--", label=f"recovered below {CLOSE:g}")

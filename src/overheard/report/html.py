@@ -11,14 +11,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from overheard.audit.records import AuditRecord, load_records
+from overheard.audit.records import AuditRecord
 from overheard.metrics.alignment import CLOSE
 from overheard.report import wording
 from overheard.report.columns import columns_shown, settings_shared
 from overheard.report.examples import Example, examples_shown, read_example
 from overheard.report.figures import FeatureMaps, error_plot, feature_maps, spectrum_plot
 from overheard.report.overview import duration_plot, frame_error_plot, frontier_plot
-from overheard.report.run_folder import RankScan, read_config, read_ranks
+from overheard.report.run_folder import AuditedRun, RankScan, read_run
 from overheard.report.summary import (
     Condition,
     Summary,
@@ -30,6 +30,7 @@ from overheard.report.summary import (
     transcript_changes,
     verdict,
 )
+from overheard.report.verdicts import Standing, standings, verdict_headline, verdict_sentences
 from overheard.report.voices import TITLES, voices
 from overheard.storage import write_text
 
@@ -46,7 +47,7 @@ CONDITIONS = 200
 class _ModelPart:
     """What the page says of one model."""
 
-    name: str
+    name: str | None
     title: str
     summary: Summary | None
     scan: RankScan | None
@@ -81,7 +82,13 @@ def write_report(folder: Path, *, redact: bool = False) -> Path:
     Raises:
         InputError: a file is missing or is not what it should be.
     """
-    config, records, scans = read_config(folder), load_records(folder), read_ranks(folder)
+    return write_page(read_run(folder), redact=redact)
+
+
+def write_page(run: AuditedRun, *, redact: bool = False) -> Path:
+    """`write_report` of a folder that was read already."""
+    folder, records, titles = run.folder, run.records, run.titles
+    found = standings(records)
     chosen = [] if redact else examples_shown(records, EXAMPLES)
     examples = [example for record in chosen if (example := read_example(folder, record)) is not None]
     anchors = {example.record.example: f"example-{index}" for index, example in enumerate(examples, start=1)}
@@ -89,16 +96,20 @@ def write_report(folder: Path, *, redact: bool = False) -> Path:
         _environment()
         .get_template("report.html.jinja")
         .render(
-            config=config,
-            settings=json.dumps(config["settings"], indent=2, ensure_ascii=False),
+            config=run.config,
+            settings=json.dumps(run.config["settings"], indent=2, ensure_ascii=False),
             summary=summarise(records),
-            models=_model_parts(records, scans, examples),
+            standings=found if _several_defences(found) else [],
+            headline=verdict_headline(found) if _several_defences(found) else wording.headline(summarise(records)),
+            verdict_sentences=verdict_sentences(found),
+            models=_model_parts(run, examples),
+            title_of=titles,
             conditions=_conditions(records),
             voices=voices(records),
-            frontier_plot=frontier_plot("frontier", records),
-            duration_plot=duration_plot("durations", records),
+            frontier_plot=frontier_plot("frontier", records, titles),
+            duration_plot=duration_plot("durations", records, titles),
             redact=redact,
-            error_plot=error_plot("error", records),
+            error_plot=error_plot("error", records, titles),
             threshold=CLOSE,
             examples=[_example_part(anchors[example.record.example], example) for example in examples],
             examples_kept=len({record.example for record in records} - {None}),
@@ -107,7 +118,7 @@ def write_report(folder: Path, *, redact: bool = False) -> Path:
             unrecovered=sum(not record.recovered for record in records),
             rows=records_shown(records, ROWS),
             columns=columns_shown(records),
-            shared=settings_shared(records),
+            shared=settings_shared(records, titles),
             reasons=failure_reasons(records),
             reasons_shown=REASONS,
             **_inlined(),
@@ -140,11 +151,9 @@ def _inlined() -> dict[str, str]:
     return {"style": Markup(style), "script": Markup(script), "script_hash": f"sha256-{digest}"}
 
 
-def _model_parts(
-    records: Sequence[AuditRecord], scans: Sequence[RankScan], examples: Sequence[Example]
-) -> list[_ModelPart]:
-    groups = grouped(records, lambda record: record.model or "")
-    by_name = {scan.model: scan for scan in scans}
+def _model_parts(run: AuditedRun, examples: Sequence[Example]) -> list[_ModelPart]:
+    groups = grouped(run.records, lambda record: record.model)
+    by_name = {scan.model: scan for scan in run.scans}
     parts = []
     for index, name in enumerate(dict.fromkeys([*groups, *by_name]), start=1):
         example = next((one for one in examples if one.record.model == name and one.spectrum is not None), None)
@@ -155,14 +164,19 @@ def _model_parts(
         parts.append(
             _ModelPart(
                 name=name,
-                title=wording.model_title(name),
+                title=run.titles(name),
                 summary=summarise(groups[name]) if name in groups else None,
-                scan=by_name.get(name),
+                scan=by_name.get(name or ""),
                 spectrum=spectrum,
                 spectrum_of=example.record.utterance if example else None,
             )
         )
     return parts
+
+
+def _several_defences(found: Sequence[Standing]) -> bool:
+    """Some model was attacked under more than one: a sum over them says nothing."""
+    return len(found) > len({each.model for each in found})
 
 
 def _conditions(records: Sequence[AuditRecord]) -> dict[str, Any]:

@@ -5,13 +5,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from overheard.audit.records import AuditRecord
 from overheard.metrics.intervals import Estimate, Rate, median_estimate, wilson
+from overheard.report.frontier_labels import place_labels
 from overheard.report.summary import grouped
+from overheard.report.wording import defence_title
 
 MARKERS = "osD^v"
+ASIDE = 5
+"""Between the markers of two models at one place, pt."""
 BINS = 8
 """Classes of duration at most."""
 SERIES_DRAWN = 5
@@ -75,7 +82,7 @@ def frontier(records: Sequence[AuditRecord]) -> list[FrontierPoint]:
     """One point for each model, defence and guarantee of the records that state a utility."""
     priced = [record for record in records if record.utility_wer is not None]
     points = []
-    for key, group in grouped(priced, _defended).items():
+    for key, group in grouped(priced, defended).items():
         utility = median_estimate([record.utility_wer for record in group])
         leakage = recovered_by_any(group)
         assert utility is not None
@@ -84,7 +91,8 @@ def frontier(records: Sequence[AuditRecord]) -> list[FrontierPoint]:
     return points
 
 
-def _defended(record: AuditRecord) -> tuple[str | None, str | None, float | None, float | None]:
+def defended(record: AuditRecord) -> tuple[str | None, str | None, float | None, float | None]:
+    """What a point of the frontier and a verdict are of."""
     return record.model, record.defence, record.epsilon, record.delta
 
 
@@ -109,37 +117,79 @@ def by_duration(records: Sequence[AuditRecord]) -> list[DurationBin]:
 
 def draw_frontier(axes: Axes, points: Sequence[FrontierPoint], ink: Ink, name_of: Namer) -> None:
     """Leakage against utility; the lower left corner is where everybody wants to be."""
-    models = grouped(points, lambda point: point.model)
-    prices = [point.utility.value for point in points]
-    middle = (min(prices) + max(prices)) / 2
-    for index, (model, group) in enumerate(models.items()):
-        colour = ink.series[index % len(ink.series)]
-        for point in group:
-            rate = point.leakage
-            axes.errorbar(
-                100 * point.utility.value,
-                100 * rate.value,
-                xerr=[[100 * max(0.0, point.utility.value - point.utility.low)],
-                      [100 * max(0.0, point.utility.high - point.utility.value)]],
-                yerr=[[100 * max(0.0, rate.value - rate.low)], [100 * max(0.0, rate.high - rate.value)]],
-                fmt=MARKERS[index % len(MARKERS)],
-                color=colour,
-                elinewidth=0.8,
-                markersize=5,
-                label=name_of(model, None) if point is group[0] else None,
-            )  # fmt: skip
-            text = point.defence or "defence not stated"
-            if point.epsilon is not None:
-                text += f", ε {point.epsilon:.3g}"
-            place = (100 * point.utility.value, 100 * rate.value)
-            # Towards the middle, where there is room for it.
-            side, offset = ("right", -5) if point.utility.value > middle else ("left", 5)
-            axes.annotate(text, place, (offset, 5), textcoords="offset points", fontsize="small", ha=side)
+    models, figure = grouped(points, lambda point: point.model), axes.get_figure(root=True)
+    assert figure is not None
+    ends = [(100 * point.utility.low, 100 * point.utility.high) for point in points]
+    least, most = min(low for low, _ in ends), max(high for _, high in ends)
+    margin = 0.08 * (most - least) or 1.0
+    axes.set_xlim(least - margin, most + margin)
     axes.set_ylim(-4, 104)
-    axes.margins(x=0.25)
+    for index, (model, group) in enumerate(models.items()):
+        # Beside each other: what two models come to is often the same.
+        aside = (index - (len(models) - 1) / 2) * ASIDE / 72
+        axes.errorbar(
+            [100 * point.utility.value for point in group],
+            [100 * point.leakage.value for point in group],
+            xerr=_bars([point.utility for point in group]),
+            yerr=_bars([point.leakage for point in group]),
+            fmt=MARKERS[index % len(MARKERS)],
+            color=ink.series[index % len(ink.series)],
+            elinewidth=0.8,
+            markersize=5,
+            transform=axes.transData + ScaledTranslation(aside, 0.0, figure.dpi_scale_trans),
+            label=name_of(model, None),
+        )
+    _name_defences(figure, axes, points, ink)
+    # Edits are never fewer than none.
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= most + margin])
     axes.set_xlabel("word error rate of the recogniser (%)")
     axes.set_ylabel("utterances recovered (%)")
     axes.grid(axis="y", color=ink.grid)
+
+
+def _name_defences(figure: Figure, axes: Axes, points: Sequence[FrontierPoint], ink: Ink) -> None:
+    """Each defence's name beside its points; a line leads there from where it had to give way."""
+    left, right = map(float, axes.get_xlim())
+    bottom, top = map(float, axes.get_ylim())
+    # What a layout engine does to the axes afterwards is small.
+    area = axes.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+    width, height = 72 * float(area.width), 72 * float(area.height)
+    font = FontProperties(size="small").get_size_in_points()
+    named = [
+        (
+            (100 * point.utility.value - left) / (right - left) * width,
+            (100 * point.leakage.value - bottom) / (top - bottom) * height,
+            _defence_name(point),
+        )
+        for point in points
+    ]
+    for label in place_labels(named, width, height, font):
+        axes.annotate(
+            label.text,
+            (label.x / width, label.y / height),
+            (label.left - label.x, label.middle - label.y),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize="small",
+            va="center",
+            linespacing=1.1,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": ink.text}
+            if abs(label.middle - label.y) > 2 * font
+            else None,
+        )
+
+
+def _defence_name(point: FrontierPoint) -> str:
+    name = defence_title(point.defence)
+    return name if point.epsilon is None else f"{name}, \u03b5 {point.epsilon:.3g}"
+
+
+def _bars(estimates: Sequence[Estimate | Rate]) -> list[list[float]]:
+    """Lengths of error bars below and above, in per cent."""
+    return [
+        [100 * max(0.0, each.value - each.low) for each in estimates],
+        [100 * max(0.0, each.high - each.value) for each in estimates],
+    ]
 
 
 def draw_by_duration(axes: Axes, bins: Sequence[DurationBin], ink: Ink, name_of: Namer) -> None:
@@ -154,10 +204,7 @@ def draw_by_duration(axes: Axes, bins: Sequence[DurationBin], ink: Ink, name_of:
         axes.errorbar(
             [(each.start + each.end) / 2 + shift for each in group],
             [100 * each.rate.value for each in group],
-            yerr=[
-                [100 * max(0.0, each.rate.value - each.rate.low) for each in group],
-                [100 * max(0.0, each.rate.high - each.rate.value) for each in group],
-            ],
+            yerr=_bars([each.rate for each in group]),
             fmt=f"{MARKERS[index % len(MARKERS)]}-",
             color=ink.series[index % len(ink.series)],
             linewidth=1.0,

@@ -7,7 +7,7 @@ from typing import Any
 from overheard.audit.records import AuditRecord
 from overheard.metrics.alignment import CLOSE
 from overheard.report.tables import latex
-from overheard.report.wording import model_title
+from overheard.report.titles import registry_name, whole_title
 
 REFERENCES = Path(__file__).parent / "templates" / "references.bib"
 MODELS = {"deepspeech1": "hannun2014", "deepspeech2": "amodei2016", "transformer": "vaswani2017"}
@@ -18,7 +18,7 @@ ENCODERS = {"resemblyzer": "wan2018"}
 def references_used(config: dict[str, Any], records: Sequence[AuditRecord]) -> list[str]:
     """Keys of references.bib that this run's text cites."""
     used = ["overheard", "graves2006", "wilson1927", "efron1979"]
-    used += [MODELS[model] for model in _distinct(record.model for record in records) if model in MODELS]
+    used += [MODELS[name] for name in _distinct(registry_name(record.model) for record in records) if name in MODELS]
     used += [ATTACKS[attack] for attack in _distinct(record.attack for record in records) if attack in ATTACKS]
     if _is_librispeech(config):
         used.append("panayotov2015")
@@ -52,7 +52,9 @@ def methods(config: dict[str, Any], records: Sequence[AuditRecord]) -> str:
         found = [key for key in keys if key in used]
         return f"{latex(text)}~\\cite{{{','.join(found)}}}" if found else latex(text)
 
-    models = [cited(model_title(model), MODELS.get(model, "")) for model in _distinct(r.model for r in records)]
+    models = [
+        cited(whole_title(model), MODELS.get(registry_name(model), "")) for model in _distinct(r.model for r in records)
+    ]
     attacks = [cited(attack, ATTACKS.get(attack, "")) for attack in _distinct(record.attack for record in records)]
     defences = [latex(name) for name in _distinct(record.defence for record in records) if name != "none"]
     corpus = config["corpus"]

@@ -13,31 +13,32 @@ from overheard.report.figures import decades
 from overheard.report.leakage import SERIES_DRAWN, Ink, by_duration, draw_by_duration, draw_frontier, frontier
 from overheard.report.summary import grouped
 from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, render
-from overheard.report.wording import model_title, number, percent
+from overheard.report.titles import Titles
+from overheard.report.wording import number, percent
 
 PAGE = Ink(INK, FAINT, SERIES)
 SMALLEST = 1e-9
 """Zero has no place on a log scale; nothing that was computed in float32 is nearer to it than this."""
 
 
-def frontier_plot(name: str, records: Sequence[AuditRecord]) -> Markup | None:
+def frontier_plot(name: str, records: Sequence[AuditRecord], titles: Titles) -> Markup | None:
     """Leakage against the recogniser's word error rate; None where no record states the latter."""
     points = frontier(records)
     if not points:
         return None
     with drawing(name, 400, 280) as figure:
         axes = axes_within(figure, left=52, bottom=42, right=8, top=28)
-        draw_frontier(axes, points, PAGE, series_title)
+        draw_frontier(axes, points, PAGE, titles.series)
         figure.legend(loc="upper left", ncols=2, handletextpad=0.4, columnspacing=1.2)
         told = "; ".join(
-            f"{model_title(point.model)} with {point.defence}: word error rate {percent(point.utility.value)}, "
+            f"{titles(point.model)} with {point.defence}: word error rate {percent(point.utility.value)}, "
             f"recovered {percent(point.leakage.value)}"
             for point in points
         )
         return render(figure, f"Utterances recovered against word error rate. {told}.")
 
 
-def duration_plot(name: str, records: Sequence[AuditRecord]) -> Markup | None:
+def duration_plot(name: str, records: Sequence[AuditRecord], titles: Titles) -> Markup | None:
     """Rate of recovery by duration; None where durations do not differ enough to tell."""
     bins = by_duration(records)
     if not bins:
@@ -47,10 +48,10 @@ def duration_plot(name: str, records: Sequence[AuditRecord]) -> Markup | None:
     above = 10 + 16 * min(len(series), SERIES_DRAWN) + (15 if len(series) > SERIES_DRAWN else 0)
     with drawing(name, 400, 235 + above) as figure:
         axes = axes_within(figure, left=52, bottom=42, right=8, top=above)
-        draw_by_duration(axes, bins, PAGE, series_title)
+        draw_by_duration(axes, bins, PAGE, titles.series)
         figure.legend(loc="upper left", ncols=1, handletextpad=0.4)
         told = "; ".join(
-            f"{series_title(each.model, each.defence)}, {each.start:g} to {each.end:g} s: "
+            f"{titles.series(each.model, each.defence)}, {each.start:g} to {each.end:g} s: "
             f"{each.rate.successes} of {each.rate.trials}"
             for each in bins[:40]
         )
@@ -85,8 +86,3 @@ def frame_error_plot(
         figure.legend(loc="upper left")
         largest = number(float(errors.max())) if len(errors) else "none"
         return render(figure, f"Error of each frame: {close} of {len(errors)} below {CLOSE:g}, at most {largest}.")
-
-
-def series_title(model: str | None, defence: str | None) -> str:
-    """A model, and its defence where there is one."""
-    return model_title(model) if defence in (None, "none") else f"{model_title(model)}, {defence}"

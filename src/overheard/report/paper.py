@@ -14,15 +14,15 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from overheard.audit.records import AuditRecord, load_records
+from overheard.audit.records import AuditRecord
 from overheard.metrics.alignment import CLOSE
 from overheard.report.figures import decades
 from overheard.report.leakage import MARKERS, Ink, by_duration, draw_by_duration, draw_frontier, frontier
 from overheard.report.methods import bibtex, methods
-from overheard.report.overview import series_title
-from overheard.report.run_folder import read_config
+from overheard.report.run_folder import AuditedRun
 from overheard.report.summary import grouped
 from overheard.report.tables import tables, to_csv, to_latex
+from overheard.report.titles import Titles
 from overheard.storage import write_text, written_whole
 
 PAPER = "paper"
@@ -49,14 +49,10 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def write_paper(folder: Path) -> Path:
-    """Write the folder `paper` of a run anew; the same records give the same bytes.
-
-    Raises:
-        InputError: config.json or results.jsonl is missing or is not what it should be.
-    """
-    config, records = read_config(folder), load_records(folder)
-    place = folder / PAPER
+def write_paper(run: AuditedRun) -> Path:
+    """Write the folder `paper` of a run anew; the same records give the same bytes."""
+    records, titles = run.records, run.titles
+    place = run.folder / PAPER
     for part in ("figures", "tables"):
         (place / part).mkdir(parents=True, exist_ok=True)
     # What an earlier run of this drew, from other records, may not stay.
@@ -66,37 +62,37 @@ def write_paper(folder: Path) -> Path:
         *(place / "tables").glob("*.csv"),
     ]:
         old.unlink()
-    for name, draw in _figures(records).items():
+    for name, draw in _figures(records, titles).items():
         with _drawing() as figure:
             draw(figure)
             _save(figure, place / "figures" / f"{name}.pdf")
-    for table in tables(records):
+    for table in tables(records, titles):
         write_text(place / "tables" / f"{table.name}.tex", to_latex(table))
         write_text(place / "tables" / f"{table.name}.csv", to_csv(table))
-    write_text(place / "methods.tex", methods(config, records))
-    write_text(place / "references.bib", bibtex(config, records))
+    write_text(place / "methods.tex", methods(run.config, records))
+    write_text(place / "references.bib", bibtex(run.config, records))
     return place
 
 
-def _figures(records: Sequence[AuditRecord]) -> dict[str, Callable[[Figure], None]]:
+def _figures(records: Sequence[AuditRecord], titles: Titles) -> dict[str, Callable[[Figure], None]]:
     """Those that the records can fill, by name."""
     found: dict[str, Callable[[Figure], None]] = {}
     points, bins = frontier(records), by_duration(records)
     if points:
         found["frontier"] = lambda figure: _with_legend(
-            figure, lambda axes: draw_frontier(axes, points, PRINT, series_title)
+            figure, lambda axes: draw_frontier(axes, points, PRINT, titles.series)
         )
     if bins:
         found["durations"] = lambda figure: _with_legend(
-            figure, lambda axes: draw_by_duration(axes, bins, PRINT, series_title)
+            figure, lambda axes: draw_by_duration(axes, bins, PRINT, titles.series)
         )
     measured = [each for each in records if each.feature_mae is not None and each.seconds_audio is not None]
     if measured:
-        found["errors"] = lambda figure: _with_legend(figure, lambda axes: _draw_errors(axes, measured))
+        found["errors"] = lambda figure: _with_legend(figure, lambda axes: _draw_errors(axes, measured, titles))
     return found
 
 
-def _draw_errors(axes: Any, records: Sequence[AuditRecord]) -> None:
+def _draw_errors(axes: Any, records: Sequence[AuditRecord], titles: Titles) -> None:
     """Feature error against duration, hollow where not recovered."""
     drawn = records[:: -(-len(records) // POINTS)]
     for index, ((model, defence), group) in enumerate(grouped(drawn, lambda one: (one.model, one.defence)).items()):
@@ -105,7 +101,7 @@ def _draw_errors(axes: Any, records: Sequence[AuditRecord]) -> None:
             chosen = [record for record in group if record.recovered is whole]
             if not chosen:
                 continue
-            title = series_title(model, defence)
+            title = titles.series(model, defence)
             axes.scatter(
                 [record.seconds_audio or 0.0 for record in chosen],
                 [max(record.feature_mae or 0.0, SMALLEST) for record in chosen],

@@ -1,4 +1,4 @@
-"""What an audit left in its output folder, besides the records: configuration and rank scans, read and checked."""
+"""What an audit left in its output folder, read once and checked: configuration, records and rank scans."""
 
 import json
 from dataclasses import dataclass, fields
@@ -6,7 +6,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from overheard.audit.records import AuditRecord, load_records
 from overheard.errors import InputError
+from overheard.report.titles import Titles
 from overheard.storage import parse_fields
 
 CONFIG = "config.json"
@@ -83,6 +85,37 @@ class RankScan:
     def exposed(self) -> int:
         """Layers whose update gives away the span of their inputs."""
         return sum(layer.verdict == "span exposed" for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """An output folder as a report reads it.
+
+    Attributes:
+        folder: where it is.
+        config: its config.json.
+        records: its results.jsonl.
+        scans: its ranks.json.
+        titles: of all models that these name.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    records: list[AuditRecord]
+    scans: list[RankScan]
+    titles: Titles
+
+
+def read_run(folder: Path) -> AuditedRun:
+    """All of an audit's output folder but the examples.
+
+    Raises:
+        InputError: a file is missing or is not what it should be.
+    """
+    config, records, scans = read_config(folder), load_records(folder), read_ranks(folder)
+    named = [*(record.model for record in records), *(scan.model for scan in scans)]
+    named += [price["model"] for price in config.get("prices", [])]
+    return AuditedRun(folder, config, records, scans, Titles.of(named))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def summarise(records: Sequence[AuditRecord]) -> Summary:
         median_snr_db=median_estimate([record.feature_snr_db for record in recovered]),
         median_seconds=median_estimate([record.seconds for record in records]),
         median_peak_mb=median_estimate([record.peak_mb for record in records]),
-        frames=median_estimate([_share_of_frames(record) for record in records]),
+        frames=median_estimate([share_of_frames(record) for record in records]),
         words=ratio_estimate(
             [record.words_recovered or 0 for record in read], [record.words_true or 0 for record in read]
         ),
@@ -178,7 +178,8 @@ def _runs(changes: Sequence[tuple[Change, str]]) -> Iterator[tuple[Change, list[
                 yield kind, own
 
 
-def _share_of_frames(record: AuditRecord) -> float | None:
+def share_of_frames(record: AuditRecord) -> float | None:
+    """Share of the frames that came back closely; None where they were not counted."""
     if record.frames_close is None or not record.frames_true:
         return None
     return record.frames_close / record.frames_true

@@ -14,8 +14,9 @@ from overheard.audit.records import AuditRecord
 from overheard.metrics.intervals import Estimate, Rate
 from overheard.report.leakage import by_duration, frontier
 from overheard.report.summary import failure_reasons, grouped, summarise
+from overheard.report.titles import Titles
 from overheard.report.voices import TITLES, voices
-from overheard.report.wording import PRICE, model_title
+from overheard.report.wording import PRICE
 
 GUARANTEE = {"epsilon": "ε", "delta": "δ"}
 """Headings of a defence's guarantee."""
@@ -46,9 +47,9 @@ class Table:
     selections: tuple[str, ...]
 
 
-def tables(records: Sequence[AuditRecord]) -> list[Table]:
+def tables(records: Sequence[AuditRecord], titles: Titles) -> list[Table]:
     """Every table that the records can fill."""
-    made = (_outcomes(records), _frontier(records), _durations(records), _voices(records), _failures(records))
+    made = [make(records, titles) for make in (_outcomes, _frontier, _durations, _voices, _failures)]
     return [_without_empty_columns(table) for table in made if table.rows]
 
 
@@ -120,6 +121,7 @@ LATEX = {
     ">": r"\textgreater{}",
     "ε": r"$\varepsilon$",
     "δ": r"$\delta$",
+    "…": r"\ldots{}",
 }
 
 
@@ -129,7 +131,7 @@ def latex(text: str) -> str:
     return escaped.encode("latin-1", errors="replace").decode("latin-1")
 
 
-def _outcomes(records: Sequence[AuditRecord]) -> Table:
+def _outcomes(records: Sequence[AuditRecord], titles: Titles) -> Table:
     def row(group: Sequence[AuditRecord]) -> tuple[Cell, ...]:
         found = summarise(group)
         return (
@@ -138,6 +140,7 @@ def _outcomes(records: Sequence[AuditRecord]) -> Table:
         )  # fmt: skip
 
     return _grouped(
+        titles,
         "outcomes",
         "What came back, by model, defence and attack: rates with Wilson's, medians and ratios with bootstrap 95 % "
         "intervals. Errors are of the recovered utterances.",
@@ -148,11 +151,11 @@ def _outcomes(records: Sequence[AuditRecord]) -> Table:
     )
 
 
-def _frontier(records: Sequence[AuditRecord]) -> Table:
+def _frontier(records: Sequence[AuditRecord], titles: Titles) -> Table:
     rows, selections = [], []
     for point in frontier(records):
         guarantee = {"epsilon": point.epsilon, "delta": point.delta}
-        rows.append((model_title(point.model), point.defence, *guarantee.values(), point.utility, point.leakage))
+        rows.append((titles(point.model), point.defence, *guarantee.values(), point.utility, point.leakage))
         selections.append(_selection(model=point.model, defence=point.defence, **guarantee))
     return Table(
         "frontier",
@@ -163,10 +166,10 @@ def _frontier(records: Sequence[AuditRecord]) -> Table:
     )
 
 
-def _durations(records: Sequence[AuditRecord]) -> Table:
+def _durations(records: Sequence[AuditRecord], titles: Titles) -> Table:
     rows, selections = [], []
     for each in by_duration(records):
-        rows.append((model_title(each.model), each.defence, each.start, each.end, each.rate))
+        rows.append((titles(each.model), each.defence, each.start, each.end, each.rate))
         selections.append(
             _selection(
                 model=each.model, defence=each.defence, seconds_audio=f"from {each.start:g} to below {each.end:g}"
@@ -178,13 +181,13 @@ def _durations(records: Sequence[AuditRecord]) -> Table:
     )
 
 
-def _voices(records: Sequence[AuditRecord]) -> Table:
+def _voices(records: Sequence[AuditRecord], titles: Titles) -> Table:
     rows, selections = [], []
     for voice in voices(records):
         speaker = voice.speaker
         rows.append(
             (
-                model_title(voice.model), voice.defence, TITLES[voice.source],
+                titles(voice.model), voice.defence, TITLES[voice.source],
                 speaker.top1 if speaker else None, speaker.chance1 if speaker else None,
                 speaker.top5 if speaker else None, speaker.chance5 if speaker else None,
                 speaker.equal_error_rate if speaker else None, voice.wer, voice.stoi,
@@ -205,18 +208,19 @@ def _voices(records: Sequence[AuditRecord]) -> Table:
     )  # fmt: skip
 
 
-def _failures(records: Sequence[AuditRecord]) -> Table:
+def _failures(records: Sequence[AuditRecord], titles: Titles) -> Table:
     reasons = failure_reasons(records)
     return Table(
         "failures",
         "Why utterances did not come back whole.",
         ("model", "count", "reason"),
-        tuple((model_title(each.model), each.count, each.reason) for each in reasons),
+        tuple((titles(each.model), each.count, each.reason) for each in reasons),
         tuple(_selection(model=each.model, recovered=False, reason=each.reason) for each in reasons),
     )
 
 
 def _grouped(
+    titles: Titles,
     name: str,
     caption: str,
     records: Sequence[AuditRecord],
@@ -227,7 +231,7 @@ def _grouped(
     groups = grouped(records, lambda record: tuple(getattr(record, field) for field in by))
     rows = []
     for key, group in groups.items():
-        named = tuple(model_title(value) if field == "model" else value for field, value in zip(by, key, strict=True))
+        named = tuple(titles(value) if field == "model" else value for field, value in zip(by, key, strict=True))
         rows.append((*named, len(group), *row(group)))
     selections = tuple(_selection(**dict(zip(by, key, strict=True))) for key in groups)
     headings = tuple(GUARANTEE.get(field, field) for field in by)

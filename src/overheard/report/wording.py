@@ -1,6 +1,5 @@
 """Numbers and verdicts as a reader meets them: how they are rounded, spaced and put into a sentence."""
 
-import json
 import math
 
 from overheard.metrics.intervals import Estimate, Rate
@@ -13,28 +12,12 @@ ABSENT = "\u2013"
 EPSILON, DELTA = "Epsilon", "Delta"
 PRICE = "WER of the recogniser"
 """What a defence costs, as tables and figures call it."""
-TITLES = {"deepspeech1": "DeepSpeech 1", "deepspeech2": "DeepSpeech 2", "transformer": "Transformer-CTC"}
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def model_title(model: str | None) -> str:
-    """How a model is called in prose; one given as a specification by its name and what is unusual about it."""
-    if not model:
-        return "model not stated"
-    if model in TITLES or not model.startswith("{"):
-        return TITLES.get(model, model)
-    try:
-        read = json.loads(model)
-        name, changed = read["name"], read.get("config", {})
-        settings = ", ".join(f"{key.replace('_', ' ')} {_setting(value)}" for key, value in changed.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return model
-    title = TITLES.get(str(name), str(name))
-    return f"{title} ({settings})" if settings else title
-
-
-def _setting(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def defence_title(defence: str | None) -> str:
+    """How a defence is called in prose."""
+    return {None: "defence not stated", "none": "no defence"}.get(defence, defence or "")
 
 
 def condition_title(field: str) -> str:
