@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from overheard.errors import InputError
-from overheard.training.comparison import draw_comparison, error_curve, gap
+from overheard.training.comparison import checkpoint_of, draw_comparison, error_curve, gap
 from overheard.training.tracking import METRICS
 
 
@@ -28,6 +28,16 @@ def test_curves_are_drawn_over_utterances(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["comparison.png", "comparison.pdf"]
     assert all(file.stat().st_size > 1000 for file in files)
     assert gap(run, central) == "WER 25.00 % after 30 utterances, against 20.00 % after 20: +5.00 points"
+
+
+def test_a_run_from_another_ones_checkpoint_goes_on_where_that_stood(tmp_path: Path) -> None:
+    run, central = write_run(tmp_path / "run", [0.3, 0.1]), write_run(tmp_path / "central", [0.9, 0.5, 0.2, 0.05, 0.01])
+    checkpoint = central / "checkpoints" / "step-000000002"
+    checkpoint.mkdir(parents=True)
+    start = checkpoint_of(str(checkpoint), central)
+    assert checkpoint_of(None, central) is checkpoint_of("deepspeech2", central) is None
+    assert error_curve(run, start) == [(20, 0.5), (30, 0.3), (40, 0.1)]
+    assert gap(run, central, start) == "WER 10.00 % after 40 utterances, against 5.00 % after 40: +5.00 points"
 
 
 def test_a_run_without_a_measurement_has_no_curve(tmp_path: Path) -> None:

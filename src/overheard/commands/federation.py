@@ -18,7 +18,7 @@ from overheard.federation.quiet import quieten
 from overheard.federation.settings import FederationSettings
 from overheard.speech.augmentation import AugmentationConfig
 from overheard.speech.corpus import Selection
-from overheard.training.comparison import draw_comparison, gap
+from overheard.training.comparison import checkpoint_of, draw_comparison, gap
 from overheard.training.curves import draw_curves
 from overheard.training.devices import Devices
 
@@ -97,8 +97,9 @@ def federate(order: Order) -> None:
         soft_wrap=True,
     )
     if order.compare is not None:
-        draw_comparison(order.out, order.compare, ("federated", "central"))
-        console.print(gap(order.out, order.compare), highlight=False, soft_wrap=True)
+        start = checkpoint_of(order.model, order.compare)
+        draw_comparison(order.out, order.compare, ("federated", "central"), start)
+        console.print(gap(order.out, order.compare, start), highlight=False, soft_wrap=True)
     attack, use = f"overheard audit --run {out} --out {out}/audit", f"overheard transcribe {out} AUDIO"
     console.print(f"next: {attack if plan.settings.capture else use}", highlight=False, soft_wrap=True)
 

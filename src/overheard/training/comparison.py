@@ -3,13 +3,19 @@
 from pathlib import Path
 
 from overheard.errors import InputError
+from overheard.recognition.run_folder import checkpoint_folders
 from overheard.training.tracking import METRICS, read_lines
 
 COMPARISON = "comparison"
 
 
-def error_curve(run: Path) -> list[tuple[int, float]]:
+def error_curve(run: Path, start: Path | None = None) -> list[tuple[int, float]]:
     """(utterances learnt from, word error rate) at each measurement of a run, central or federated.
+
+    Args:
+        run: the run's folder.
+        start: checkpoint of another run whose weights this one started from; None where it started from none. What had
+            been learnt from by then counts, and its error rate stands first.
 
     Raises:
         InputError: nothing was measured there.
@@ -19,16 +25,33 @@ def error_curve(run: Path) -> list[tuple[int, float]]:
     measured = [line for line in lines if line["kind"] == "evaluation" and line.get("wer") is not None]
     if not measured:
         raise InputError(str(run), "no measured word error rate", "name a run of overheard train or federate")
-    return [(heard[line["step"]], line["wer"]) for line in measured]
+    before = [] if start is None else _until(start)
+    learnt = before[-1][0] if before else 0
+    return [*before[-1:], *((learnt + heard[line["step"]], line["wer"]) for line in measured)]
 
 
-def draw_comparison(run: Path, other: Path, names: tuple[str, str]) -> list[Path]:
+def _until(checkpoint: Path) -> list[tuple[int, float]]:
+    """The curve of the run that a checkpoint is of, up to it."""
+    run = checkpoint.parents[1]
+    step = int(checkpoint.name.rpartition("-")[2])
+    heard = {line["step"]: line["utterances"] for line in read_lines(run / METRICS) if line["kind"] == "step"}
+    return [point for point in error_curve(run) if point[0] <= heard[step]]
+
+
+def checkpoint_of(model: str | None, run: Path) -> Path | None:
+    """The checkpoint of a run that a model's name means; None where it means none."""
+    named = None if model is None else Path(model).resolve()
+    return named if named in [folder.resolve() for folder in checkpoint_folders(run)] else None
+
+
+def draw_comparison(run: Path, other: Path, names: tuple[str, str], start: Path | None = None) -> list[Path]:
     """Draw both curves as comparison.png and comparison.pdf into RUN.
 
     Args:
         run: the run's folder.
         other: the folder of the one that it is held against.
         names: of the two, in that order.
+        start: checkpoint of `other` that `run` started from.
 
     Returns:
         The files.
@@ -38,8 +61,9 @@ def draw_comparison(run: Path, other: Path, names: tuple[str, str]) -> list[Path
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
-    for folder, name, marker in ((run, names[0], "o"), (other, names[1], "s")):
-        heard, rates = zip(*error_curve(folder), strict=True)
+    curves = ((error_curve(run, start), names[0], "o"), (error_curve(other), names[1], "s"))
+    for curve, name, marker in curves:
+        heard, rates = zip(*curve, strict=True)
         axis.plot(heard, [100 * rate for rate in rates], label=name, marker=marker, ms=3)
     axis.set_xlabel("utterances learnt from")
     axis.set_ylabel("word error rate, greedy, %")
@@ -52,9 +76,11 @@ def draw_comparison(run: Path, other: Path, names: tuple[str, str]) -> list[Path
     return files
 
 
-def gap(run: Path, other: Path) -> str:
-    """What the last measurements of the two say, as a sentence."""
-    (heard, rate), (others, against) = error_curve(run)[-1], error_curve(other)[-1]
+def gap(run: Path, other: Path, start: Path | None = None) -> str:
+    """The run's last measurement against the other's last one of no more utterances, as a sentence."""
+    heard, rate = error_curve(run, start)[-1]
+    curve = error_curve(other)
+    others, against = max((point for point in curve if point[0] <= heard), default=curve[0])
     points = 100 * (rate - against)
     return (
         f"WER {100 * rate:.2f} % after {heard} utterances, against {100 * against:.2f} % after {others}: "
