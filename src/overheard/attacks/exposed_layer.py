@@ -20,6 +20,7 @@ from overheard.attacks.second_order import prepared
 from overheard.attacks.span_solver import row_space
 from overheard.federation.update import Protocol
 from overheard.recognition.recogniser import as_recogniser
+from overheard.recognition.tiled_convolution import TiledConvolutions
 
 CLEAR_MARGIN = 10.0
 """Fall of the spectrum at the rank from which on the rank is believed; see `rank`."""
@@ -81,7 +82,7 @@ def layer_inputs(
     module = model.get_submodule(name)
     handle = module.register_forward_pre_hook(_stop)
     try:
-        with prepared(model, protocol, "frozen"):
+        with prepared(model, protocol, "frozen"), TiledConvolutions():
             model(features, num_frames)
     except _Reached as reached:
         return _valid_rows(model, reached.arguments, features, num_frames)

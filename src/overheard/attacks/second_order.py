@@ -7,7 +7,8 @@ constant, grad_x D is a mixed second derivative of the client's loss L along v,
 
 and three engines compute it:
 
-    exact    double backward through recurrences and a CTC loss whose second derivatives are analytic
+    exact    double backward through recurrences and a CTC loss whose second derivatives are analytic, and through
+             tiled convolutions
     frozen   central difference of grad_x L at theta +- eps v, with every kink kept on its side (`frozen_kinks`), for
              models that cannot be differentiated twice: cuDNN's recurrences, a user's own
     naive    double backward through torch's own recurrences and an automatically differentiated CTC scan: the
@@ -38,6 +39,7 @@ from overheard.recognition.ctc import ctc_loss
 from overheard.recognition.ctc_scan import ctc_scan_loss
 from overheard.recognition.recurrence import Engine as RecurrenceEngine
 from overheard.recognition.recurrence import Recurrence, set_engine
+from overheard.recognition.tiled_convolution import TiledConvolutions
 from overheard.speech.batching import Batch
 
 Engine = Literal["exact", "frozen", "naive"]
@@ -261,7 +263,8 @@ class _Client:
 
     def _loss(self, features: Tensor) -> Float[Tensor, ""]:
         """The client's loss (`federation.client.recognition_loss`) through the engine's CTC."""
-        logits, lengths = self.model(features, self.batch.num_frames)
+        with TiledConvolutions() if self.choice.engine == "exact" else nullcontext():
+            logits, lengths = self.model(features, self.batch.num_frames)
         log_probs = logits.log_softmax(dim=-1)
         targets, counts = self.batch.targets, self.batch.target_lengths
         if self.choice.engine == "exact":
