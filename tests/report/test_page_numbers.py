@@ -141,7 +141,7 @@ def _verdicts(table: PageTable, records: Sequence[AuditRecord]) -> Iterator[str]
         # Of so many stands for the slash here.
         row["Speaker named"].text = row["Speaker named"].text.replace(" of ", " / ")
         yield from differences(where, row, wanted)
-        said = row["Utterances that came back whole"]
+        said = row["Came back whole"]
         if not said.text.startswith(f"{wins} of {len(group)} (") or float(said.value or -1) != wins / len(group):
             yield f"{where}: {said}"
         if row["Verdict"].value != ("recovered" if wins else "in part" if any(map(touched, group)) else "failed"):

@@ -25,6 +25,8 @@ SOUNDS = (
 )
 SOUND_BYTES = 360_000
 """What all sounds of one example may take before base64; longer ones are cut, and the page says where."""
+AUDIBLE = 0.1
+"""Of less, s, browsers play nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Example:
         spectrum: singular values of the attacked layer's update relative to the largest, where they were kept.
         details: the rest of example.json.
         sounds: its players.
+        too_short: labels of sounds that nobody could hear, such as a single frame.
     """
 
     record: AuditRecord
@@ -67,6 +70,7 @@ class Example:
     spectrum: Float[Tensor, " R"] | None
     details: dict[str, Any]
     sounds: tuple[Sound, ...]
+    too_short: tuple[str, ...]
 
 
 def read_example(folder: Path, record: AuditRecord) -> Example | None:
@@ -91,6 +95,7 @@ def read_example(folder: Path, record: AuditRecord) -> Example | None:
     if recovered is not None and recovered.shape[1] != tensors["true"].shape[1]:
         raise InputError(str(path), "true and recovered features differ in F", REMEDY)
     spectrum = details.get("spectrum")
+    sounds, too_short = _sounds(place)
     return Example(
         record=record,
         front_end=metadata.get("front_end", {}),
@@ -98,7 +103,8 @@ def read_example(folder: Path, record: AuditRecord) -> Example | None:
         recovered=None if recovered is None or recovered.shape[0] == 0 else recovered.float(),
         spectrum=torch.tensor(spectrum, dtype=torch.float64) if spectrum else None,
         details=details,
-        sounds=_sounds(place),
+        sounds=sounds,
+        too_short=too_short,
     )
 
 
@@ -118,8 +124,9 @@ def examples_shown(records: Sequence[AuditRecord], limit: int) -> list[AuditReco
     return [records[index] for index in chosen]
 
 
-def _sounds(place: Path) -> tuple[Sound, ...]:
-    found = []
+def _sounds(place: Path) -> tuple[tuple[Sound, ...], tuple[str, ...]]:
+    """What there is to hear, and the labels of what is too short for it."""
+    found, too_short = [], []
     for name, label, meaning in SOUNDS:
         path = place / f"{name}.flac"
         if not path.is_file():
@@ -128,7 +135,9 @@ def _sounds(place: Path) -> tuple[Sound, ...]:
             samples, rate = soundfile.read(path, dtype="float32")
         except soundfile.LibsndfileError as error:
             raise InputError(str(path), "no readable audio", REMEDY) from error
-        if len(samples):
+        if len(samples) < AUDIBLE * rate:
+            too_short.append(label)
+        else:
             found.append((label, meaning, samples, rate))
     longest = max((len(samples) / rate for *_, samples, rate in found), default=0.0)
     shown = longest
@@ -138,7 +147,7 @@ def _sounds(place: Path) -> tuple[Sound, ...]:
         if size <= SOUND_BYTES:
             break
         shown *= 0.97 * SOUND_BYTES / size
-    return tuple(
+    players = tuple(
         Sound(
             label=label,
             meaning=meaning,
@@ -148,6 +157,7 @@ def _sounds(place: Path) -> tuple[Sound, ...]:
         )
         for (label, meaning, samples, rate), content in zip(found, encoded, strict=True)
     )
+    return players, tuple(too_short)
 
 
 def _flac(samples: numpy.ndarray, rate: int) -> bytes:

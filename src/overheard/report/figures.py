@@ -16,7 +16,7 @@ from torch import Tensor
 from overheard.audit.records import AuditRecord
 from overheard.metrics.alignment import CLOSE
 from overheard.report.summary import grouped
-from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, render
+from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, legend_layout, render
 from overheard.report.titles import Titles
 from overheard.report.wording import MINUS, number, power_of_ten
 
@@ -199,10 +199,12 @@ def error_plot(name: str, records: Sequence[AuditRecord], titles: Titles) -> Mar
     drawn = points[::step]
     told = f"{len(drawn):,} of {len(points):,} utterances" if step > 1 else f"{len(points):,} utterances"
     models = grouped(drawn, lambda record: record.model)
-    series = 1 + len({(record.model, record.recovered) for record in drawn})
-    legend_rows = -(-series // 2)
-    with drawing(name, 400, 245 + 16 * legend_rows) as figure:
-        axes = axes_within(figure, left=58, bottom=40, right=8, top=10 + 16 * legend_rows)
+    kinds = {(record.model, record.recovered) for record in drawn}
+    label = {(model, whole): titles(model) if whole else f"{titles(model)}, not recovered" for model, whole in kinds}
+    threshold = f"recovered below {CLOSE:g}"
+    columns, above = legend_layout([*label.values(), threshold], 400)
+    with drawing(name, 400, 235 + above) as figure:
+        axes = axes_within(figure, left=58, bottom=40, right=8, top=above)
         for index, (model, group) in enumerate(models.items()):
             colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
             for whole in (True, False):
@@ -218,13 +220,13 @@ def error_plot(name: str, records: Sequence[AuditRecord], titles: Titles) -> Mar
                     edgecolor=colour,
                     linewidth=1.0,
                     alpha=0.8,
-                    label=titles(model) if whole else f"{titles(model)}, not recovered",
+                    label=label[model, whole],
                 ) if chosen else None
         decades(axes)
-        axes.axhline(CLOSE, color=INK, linewidth=0.9, linestyle="--", label=f"recovered below {CLOSE:g}")
+        axes.axhline(CLOSE, color=INK, linewidth=0.9, linestyle="--", label=threshold)
         axes.grid(axis="y")
         axes.set_xlim(left=0.0)
         axes.set_xlabel("duration of the utterance (s)")
         axes.set_ylabel("mean absolute error")
-        figure.legend(loc="upper left", ncols=2, handletextpad=0.4, columnspacing=1.2)
+        figure.legend(loc="upper left", ncols=columns, handletextpad=0.4, columnspacing=1.2)
         return render(figure, f"Feature error against duration of {told}; the text gives counts and medians.")

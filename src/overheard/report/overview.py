@@ -12,7 +12,7 @@ from overheard.metrics.alignment import CLOSE, frame_errors
 from overheard.report.figures import decades
 from overheard.report.leakage import SERIES_DRAWN, Ink, by_duration, draw_by_duration, draw_frontier, frontier
 from overheard.report.summary import grouped
-from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, render
+from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, legend_layout, render
 from overheard.report.titles import Titles
 from overheard.report.wording import number, percent
 
@@ -26,10 +26,11 @@ def frontier_plot(name: str, records: Sequence[AuditRecord], titles: Titles) -> 
     points = frontier(records)
     if not points:
         return None
-    with drawing(name, 400, 280) as figure:
-        axes = axes_within(figure, left=52, bottom=42, right=8, top=28)
+    columns, above = legend_layout([titles(model) for model in grouped(points, lambda point: point.model)], 400)
+    with drawing(name, 400, 252 + above) as figure:
+        axes = axes_within(figure, left=52, bottom=42, right=8, top=above)
         draw_frontier(axes, points, PAGE, titles.series)
-        figure.legend(loc="upper left", ncols=2, handletextpad=0.4, columnspacing=1.2)
+        figure.legend(loc="upper left", ncols=columns, handletextpad=0.4, columnspacing=1.2)
         told = "; ".join(
             f"{titles(point.model)} with {point.defence}: word error rate {percent(point.utility.value)}, "
             f"recovered {percent(point.leakage.value)}"

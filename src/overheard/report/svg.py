@@ -3,7 +3,7 @@
 import base64
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,9 @@ SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215")
 PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--line)"} | {
     stand_in: f"var(--series-{index})" for index, stand_in in enumerate(SERIES, start=1)
 }
+
+LETTER, HANDLE = 6.0, 32
+"""Width of a letter of a legend, and of what stands before it and behind, pt."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -65,6 +68,12 @@ def axes_within(figure: Figure, left: int, bottom: int, right: int, top: int) ->
     width, height = figure.get_size_inches() * 72
     sides = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
     return figure.add_axes(sides)
+
+
+def legend_layout(labels: Sequence[str], width: int) -> tuple[int, int]:
+    """Columns of a legend above the axes, two where the labels let it, and the points that it takes there."""
+    columns = 2 if 2 * (LETTER * max(map(len, labels), default=0) + HANDLE) <= width else 1
+    return columns, 12 + 16 * -(-len(labels) // columns)
 
 
 def render(figure: Figure, alternative: str) -> Markup:

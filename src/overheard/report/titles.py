@@ -69,7 +69,10 @@ def _title(model: str | None, needed: Iterable[str]) -> str:
         title = NAMES.get(name, name)
         # The end of a path says more than its beginning.
         return title if len(title) <= LONGEST or name in needed else f"…{title[1 - LONGEST :]}"
-    shown = [key for key in settings if key in SIZES or key in needed]
+    shown = [
+        *(key for key in SIZES if key in settings),
+        *(key for key in settings if key in needed and key not in SIZES),
+    ]
     for key in settings:
         if key not in shown and len(_together(name, settings, [*shown, key])) <= LONGEST:
             shown.append(key)
