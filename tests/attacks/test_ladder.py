@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from small_speech import noise_features, shared, tiny_deepspeech1
 from overheard.attacks import ladder, registry
 from overheard.attacks.complete import attack_until, check_attack
 from overheard.attacks.ladder import LADDER, RUNGS, LadderConfig, climb
-from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.registry import ATTACKS, Attack
 from overheard.attacks.span import SpanConfig
 from overheard.errors import InputError
@@ -58,6 +59,35 @@ def test_every_rung_is_tried_and_the_best_is_kept(observation: Observation, monk
     assert len(found.features[0]) == 4
     assert found.diagnostics["rungs"][1]["outcome"] == "too long"
     assert found.diagnostics["rungs"][2]["outcome"] == "not certified"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "known", "begins"),
+    [([8], None, True), ([8], 8, True), ([8], 9, False), ([8, 8], None, False), ([], None, False)],
+)
+def test_matching_begins_with_the_best_of_the_earlier_rungs_where_it_fits(
+    earlier: list[int], known: int | None, begins: bool, observation: Observation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = tuple(torch.zeros(frames, 26, dtype=torch.float64) for frames in earlier)
+    starts: list[Reconstruction | None] = []
+
+    def search(*_: object, start: Reconstruction | None, **__: object) -> Reconstruction:
+        starts.append(start)
+        return Reconstruction("search", (torch.ones(8, 26, dtype=torch.float64),), (None,))
+
+    names = rungs(
+        monkeypatch, first=lambda *_, **__: Reconstruction("first", features, (None,) * len(features)), search=search
+    )
+    monkeypatch.setitem(registry.ATTACKS, "search", replace(registry.ATTACKS["search"], takes_start=True))
+    lengths = None if known is None else (known,)
+    found = climb(replace(observation, prior=Prior(num_frames=lengths)), LadderConfig(names), as_it_is)
+    assert [start is not None for start in starts] == [begins]
+    if begins:
+        assert starts[0] is not None
+        assert starts[0].features[0] is features[0]
+        assert found.attack == "search", "it began there and came nearer"
+        assert found.diagnostics["rungs"][-1]["outcome"] == "not certified, begun from first"
+    assert ATTACKS["matching"].takes_start
 
 
 def test_nothing_says_why_of_each_rung(observation: Observation, monkeypatch: pytest.MonkeyPatch) -> None:

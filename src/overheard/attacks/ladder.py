@@ -1,8 +1,9 @@
 """From cheap to dear, rung by rung, until a reconstruction is certified or the time is up.
 
 The rank scan says what the update spans, at no risk; then come the closed form, the frames one after another, sparse
-frames, and gradient matching for what nothing else explains. After each rung that brings features back the words are
-read and the client is run again: only that proves them, so nothing else ends the climb early.
+frames, and gradient matching for what nothing else explains, which begins with the best of what they left if that fits.
+After each rung that brings features back the words are read and the client is run again: only that proves them, so
+nothing else ends the climb early.
 """
 
 import time
@@ -15,6 +16,7 @@ from overheard.attacks.rank import rank_scan
 from overheard.attacks.registry import ATTACKS, run_attack
 from overheard.errors import InputError
 from overheard.metering import metered
+from overheard.recognition.recogniser import as_recogniser
 
 LADDER = "ladder"
 RANK = "rank"
@@ -62,27 +64,29 @@ def climb(
     Returns:
         The attack is the rung's; diagnostics "rungs" has a row for each: rung, outcome, seconds.
     """
-    start = time.perf_counter()
+    started = time.perf_counter()
     layers = rank_scan(observation)
     exposed = [row.layer for row in layers if row.verdict == "span exposed"]
-    rows: list[dict[str, Any]] = [_row(RANK, f"{len(exposed)} of {len(layers)} layers exposed", start)]
+    rows: list[dict[str, Any]] = [_row(RANK, f"{len(exposed)} of {len(layers)} layers exposed", started)]
     best: Reconstruction | None = None
     seconds, words = 0.0, 0.0
     for name in config.rungs:
         begun = time.perf_counter()
-        left = config.seconds - (begun - start)
+        left = config.seconds - (begun - started)
         if left <= 0:
             rows.append(_row(name, "no time left", begun))
             continue
         bounded = "seconds" in ATTACKS[name].config.__dataclass_fields__
-        found = run_attack(observation, name, {"seconds": left} if bounded else {}, seed)
+        start = best if ATTACKS[name].takes_start and best is not None and _fits(observation, best) else None
+        found = run_attack(observation, name, {"seconds": left} if bounded else {}, seed, start)
         seconds += found.seconds
         if found.features:
             with metered(next(observation.model.parameters()).device) as meter:
                 found = finish(observation, found)
             words += meter.seconds
-        rows.append(_row(name, _outcome(found), begun))
-        if best is None or _worth(found) > _worth(best):
+        rows.append(_row(name, _outcome(found, start), begun))
+        # What began at the best so far is nowhere further from the update than that.
+        if best is None or _worth(found) > _worth(best) or (start is not None and _worth(found) == _worth(best)):
             best = found
         if found.certified:
             break
@@ -99,10 +103,21 @@ def _worth(found: Reconstruction) -> tuple[bool, int, bool]:
     return bool(found.certified), len(found.features), found.unique is not False
 
 
-def _outcome(found: Reconstruction) -> str:
+def _fits(observation: Observation, found: Reconstruction) -> bool:
+    """Whether a search can begin there: every utterance, of the lengths that are known and the front end's width."""
+    lengths, width = observation.prior.num_frames, as_recogniser(observation.model).front_end.num_features
+    return (
+        len(found.features) == observation.update.protocol.num_utterances
+        and all(matrix.shape[1] == width for matrix in found.features)
+        and (lengths is None or lengths == tuple(len(matrix) for matrix in found.features))
+    )
+
+
+def _outcome(found: Reconstruction, start: Reconstruction | None) -> str:
+    origin = "" if start is None else f", begun from {start.attack}"
     if found.certified:
-        return "certified"
-    return "not certified" if found.features else found.reason or "nothing came back"
+        return f"certified{origin}"
+    return f"not certified{origin}" if found.features else found.reason or "nothing came back"
 
 
 def _row(rung: str, outcome: str, begun: float) -> dict[str, Any]:

@@ -20,16 +20,19 @@ class Attack:
     """One row of the registry.
 
     Attributes:
-        run: `(observation, config, *, generator) -> Reconstruction`.
+        run: `(observation, config, *, generator) -> Reconstruction`, with another's reconstruction as `start` if it
+            takes one.
         config: its settings' frozen dataclass.
         summary: what it does, in a line.
         in_auto: whether "auto" tries it; attacks that take minutes are asked for by name.
+        takes_start: whether it can begin with what another attack brought back.
     """
 
     run: Callable[..., Reconstruction]
     config: type
     summary: str
     in_auto: bool = True
+    takes_start: bool = False
 
 
 ATTACKS = {
@@ -42,7 +45,13 @@ ATTACKS = {
         sparse_frames.SparseFramesConfig,
         "DeepSpeech 2: sparse frames out of the first recurrence, then features out of the convolutions",
     ),
-    "matching": Attack(matching.attack, matching.MatchingConfig, "gradient matching, for any model", in_auto=False),
+    "matching": Attack(
+        matching.attack,
+        matching.MatchingConfig,
+        "gradient matching, for any model",
+        in_auto=False,
+        takes_start=True,
+    ),
     "hessian_free": Attack(
         hessian_free.attack,
         hessian_free.HessianFreeConfig,
@@ -82,7 +91,11 @@ def check_update(observation: Observation) -> None:
 
 
 def run_attack(
-    observation: Observation, name: str = AUTO, options: dict[str, Any] | None = None, seed: int = 0
+    observation: Observation,
+    name: str = AUTO,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+    start: Reconstruction | None = None,
 ) -> Reconstruction:
     """Run one attack, or all in turn, with its time and memory measured.
 
@@ -91,6 +104,7 @@ def run_attack(
         name: of the attack, or "auto".
         options: settings of that attack; none with "auto".
         seed: of whatever it draws.
+        start: where an attack that takes a start begins.
 
     Raises:
         InputError: no such attack or setting, or an update that does not fit the model.
@@ -105,7 +119,8 @@ def run_attack(
             attack = ATTACKS[each]
             generator = torch.Generator(device).manual_seed(seed)
             config = config_of(each, options or {})
-            found = attack.run(observation, config, generator=generator)
+            given = {"start": start} if attack.takes_start else {}
+            found = attack.run(observation, config, generator=generator, **given)
             tried[each] = found.reason
             if found.features and found.unique is not False:
                 break
