@@ -27,8 +27,8 @@ def test_certifies_the_truth(client: str) -> None:
     found = certify(model, shared(model, features, [TEXT], CLIENTS[client]), features, [TEXT])
     assert found.certified is True
     assert found.reason is None
-    assert found.tolerance is not None
-    assert found.tolerance < 1e-5
+    assert found.relative_difference is not None
+    assert found.relative_difference < 1e-5
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -104,6 +104,20 @@ def test_settles_how_often_a_silent_frame_repeats() -> None:
     assert found.index == 2
     assert found.certificate.certified is True
     assert settle(model, update, [Hypothesis((spoken[:3],), (TEXT,))]).index is None
+
+
+@pytest.mark.parametrize("client", ["gradient", "delta"])
+def test_errors_of_a_ten_thousandth_are_refused(client: str) -> None:
+    """Of all features or of one frame, whatever the frame: no rounding of the client's excuses them."""
+    model, (matrix,) = tiny_deepspeech1(96), noise_features([FRAMES])
+    update = shared(model, [matrix], [TEXT], CLIENTS[client])
+    for frame in (None, *range(FRAMES)):
+        error = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(0))
+        if frame is not None:
+            error = error * (torch.arange(FRAMES) == frame)[:, None]
+        wrong = matrix + 1e-4 * matrix.norm() * error / error.norm()
+        found = certify(model, update, [wrong], [TEXT])
+        assert found.certified is False, frame
 
 
 ATTEMPTS = {

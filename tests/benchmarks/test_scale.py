@@ -28,6 +28,8 @@ def test_every_axis_is_measured(tmp_path: Path) -> None:
     assert all(point.utterance_seconds > 0 for point in points)
     sizes = [point.update_mb for point in points if point.axis == "units"]
     assert 0 < sizes[0] < sizes[1]
+    work = [point.utterance_gflop for point in points if point.axis == "units"]
+    assert 0 < work[0] < work[1]
     assert scale_table(points, plan).row_count == 6 + 3
 
 

@@ -15,9 +15,7 @@ precision, the output's gradient by what is unknown of it, and every rectifier s
 open (`switched_kinks`); its update is cast to the number format in which the observed one came. Each tensor's **floor**
 is four times the distance between the two runs in that tensor, and what float32 sums and a few numbers that round the
 other way add. Tensors are judged one by one: those behind the last rectifier agree to a few parts in ten million, and
-are not excused by those before it, where a single unit that switches makes a thousand times as much. The **tolerance**
-that a certificate states is the error of the features, relative to their root mean square, that would explain the
-difference.
+are not excused by those before it, where a single unit that switches makes a thousand times as much.
 
 After several local steps CTC's rounding cannot be told apart. The update is then compared as it stands, with a floor
 not below the spacing of float32 numbers of the loss's size, relative to one, and the text's gap found by running the
@@ -81,7 +79,6 @@ class Certificate:
         text_residual: of the text that fits worst; in relative difference after several local steps.
         text_floor: what rounding makes of a right text's residual.
         text_gap: residual that the nearest other text would leave.
-        tolerance: error of the features, relative to their root mean square, that would explain the difference.
         precision: the error that the candidate was granted.
         per_tensor: relative difference of each tensor.
         per_tensor_floor: of each; a certificate needs every difference to be within.
@@ -94,7 +91,6 @@ class Certificate:
     text_residual: float | None = None
     text_floor: float | None = None
     text_gap: float | None = None
-    tolerance: float | None = None
     precision: float | None = None
     per_tensor: dict[str, float] = field(default_factory=dict)
     per_tensor_floor: dict[str, float] = field(default_factory=dict)
@@ -195,7 +191,8 @@ def _through_output(candidate: _Candidate, gradient: Float[Tensor, "V C"], moves
     if not all(each.exact for each in judged):
         reason = f"a text leaves {worst.residual:.1e} of its occupancies, rounding {worst.floor:.1e}"
         return replace(texts_told, reason=reason)
-    sizes = [min(each.residual, each.floor) for each in judged]
+    # No more than CTC's own: what is left over may come from wrong features, and must not excuse them.
+    sizes = [min(each.residual, each.rounding) for each in judged]
     known, _ = _rounding_of_ctc(run, gradient, candidate.texts, sizes, precision, largest)
     expected = backwards(model, update, candidate.traced, known)
     drawn = [
@@ -293,7 +290,6 @@ def _compared(
         reason is None,
         over_all(differences),
         over_all(floors),
-        tolerance=candidate.precision * SPREADS * ratios[most],
         precision=candidate.precision,
         per_tensor=differences,
         per_tensor_floor=floors,

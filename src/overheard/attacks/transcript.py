@@ -16,7 +16,7 @@ sent. The difference is computed by running the K steps on the text found so far
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import hypot, sqrt
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from overheard.attacks.lattice_decoding import label_occupancy
 from overheard.attacks.output_layer import (
+    FLOAT32,
     FrameEvidence,
     OutputRun,
     frame_evidence,
@@ -82,6 +83,7 @@ class TextEvidence:
     Attributes:
         text: labels.
         occupancy: (T_out, V) of this text.
+        rounding: of CTC in float32, as the residual shows it.
     """
 
     text: Text
@@ -92,6 +94,7 @@ class TextEvidence:
     floor: float
     gap: float
     evaluations: int
+    rounding: float
 
 
 def recover_transcripts(
@@ -178,8 +181,9 @@ def judge_texts(
 
 
 def rounding_of_sums(run: OutputRun, precision: float) -> float:
-    """Relative error of sums over all frames, each addition of which rounds: it grows as a random walk does."""
-    return precision * sqrt(sum(len(inputs) for inputs in run.inputs))
+    """Relative error of sums over all frames, each addition of which rounds in float32: it grows as a random walk does.
+    What the update was rounded to afterwards, as weights that were subtracted or as half precision, comes once."""
+    return hypot(FLOAT32 * sqrt(sum(len(inputs) for inputs in run.inputs)), precision)
 
 
 def _share(run: OutputRun, index: int, text: Text) -> Float[Tensor, "T V"]:
@@ -226,6 +230,7 @@ def _judged(search: Search, config: SearchConfig, text: Text) -> TextEvidence:
         floor,
         gap,
         len(search.scores),
+        _rounding(search, text),
     )
 
 

@@ -1,7 +1,7 @@
 """What one utterance costs an attacker, as a function of its duration, of the model's units and of the batch.
 
 Time is CPU time of one thread, which does not depend on what else the machine does; memory is the peak of the attack
-above what was held before; bytes are those of the update. A law `a x^b` is fitted to each by least squares of
+above what was held before; bytes are those of the update; operations are counted in one more run, whose time is not. A law `a x^b` is fitted to each by least squares of
 logarithms.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lhotse import MonoCut
+from torch.utils.flop_counter import FlopCounterMode
 
 from overheard.audit.job import audit_batch, prepare
 from overheard.audit.plan import AuditPlan
@@ -93,6 +94,8 @@ class ScalePoint:
         utterance_seconds: CPU seconds an utterance, share, attack and score together.
         peak_mb: of the attack, MB.
         update_mb: of the update, MB.
+        utterance_gflop: additions and multiplications of matrix products and convolutions an utterance, 10^9;
+            decompositions are not counted.
         recovered: utterances with all frames and an error below 0.01, of all.
         utterances: all.
     """
@@ -102,6 +105,7 @@ class ScalePoint:
     utterance_seconds: float
     peak_mb: float | None
     update_mb: float
+    utterance_gflop: float
     recovered: int
     utterances: int
 
@@ -154,6 +158,8 @@ def _point(plan: ScalePlan, cuts: Sequence[MonoCut], axis: Axis, sizes: dict[str
         start = time.process_time()
         records += audit_batch(audit, audited, chosen[at : at + batch], None)
         spent.append((time.process_time() - start) / batch)
+    with FlopCounterMode(display=False) as counter:
+        audit_batch(audit, audited, chosen[:batch], None)
     shapes = parameter_shapes(spec_of(audited.model))
     peaks = [record.peak_mb for record in records if record.peak_mb is not None]
     return ScalePoint(
@@ -162,6 +168,7 @@ def _point(plan: ScalePlan, cuts: Sequence[MonoCut], axis: Axis, sizes: dict[str
         utterance_seconds=statistics.median(spent),
         peak_mb=statistics.median(peaks) if peaks else None,
         update_mb=BYTES * sum(math.prod(shape) for shape in shapes.values()) / 2**20,
+        utterance_gflop=counter.get_total_flops() / batch / 1e9,
         recovered=sum(record.recovered for record in records),
         utterances=len(records),
     )

@@ -15,6 +15,7 @@ MEASURED: dict[str, tuple[str, Callable[[ScalePoint], float | None]]] = {
     "CPU s an utterance": (".3g", lambda point: point.utterance_seconds),
     "peak MB": (".0f", lambda point: point.peak_mb),
     "update MB": (".1f", lambda point: point.update_mb),
+    "GFLOP an utterance": (".3g", lambda point: point.utterance_gflop),
 }
 
 
