@@ -13,9 +13,13 @@ import mutation
 import numpy as np
 import soundfile
 import torch
+from torch import Tensor
 
 from builders import batch_of, small_deepspeech1
+from overheard.attacks.matching_optimiser import build_optimiser, state_of
+from overheard.attacks.matching_state import ExpectedRun, MatchingState, Outcome, load_state
 from overheard.attacks.observation import Reconstruction, load_reconstruction
+from overheard.attacks.schedules import Visit
 from overheard.audit.grid import read_grid
 from overheard.audit.records import AuditRecord, Hearing, load_records, to_line
 from overheard.audit.steps import read_batch
@@ -79,6 +83,7 @@ def readers(folder: Path) -> dict[str, Reader]:
     prepare(corpus, folder / "manifest.jsonl.gz")
     (folder / "manifest.source.json").unlink()
     transcripts = "part/11/1/11-1.trans.txt"
+    matching = half_done(batch.features, folder / "matching")
     spec = ModelSpec("deepspeech1").to_json().encode()
     safetensors = mutation.mutate_safetensors
     return {
@@ -86,6 +91,12 @@ def readers(folder: Path) -> dict[str, Reader]:
         "truth": Reader("f", (folder / "truth").read_bytes(), safetensors, lambda at: load_truth(at / "f")),
         "reconstruction": Reader(
             "f", (folder / "reconstruction").read_bytes(), safetensors, lambda at: load_reconstruction(at / "f")
+        ),
+        "matching checkpoint": Reader(
+            "f",
+            (folder / "matching").read_bytes(),
+            safetensors,
+            lambda at: load_state(at / "f", torch.Generator(), matching),
         ),
         "model": Reader("f", (folder / "model").read_bytes(), safetensors, lambda at: load_model(at / "f")),
         "batch": Reader("f", (folder / "batch").read_bytes(), safetensors, lambda at: read_batch(model, at / "f")),
@@ -111,6 +122,29 @@ def readers(folder: Path) -> dict[str, Reader]:
         "flac": Reader("f.flac", sound("FLAC"), mutation.mutate_bytes, lambda at: read_audio(at / "f.flac", RATE)),
         "wav": Reader("f.wav", sound("WAV"), mutation.mutate_bytes, lambda at: read_audio(at / "f.wav", RATE)),
     }
+
+
+def half_done(features: Tensor, path: Path, optimiser: str = "signed-adam") -> ExpectedRun:
+    """The checkpoint of a matching run in its second restart, at its second grid of two."""
+    frames = len(features)
+    grids, visit = [(0, 5), (5, frames)], Visit(1, 1, 5, frames, 3)
+    block = features[visit.start :].clone().requires_grad_()
+    moved = build_optimiser(optimiser, block, 0.1)
+
+    def closure() -> float:
+        block.grad = 2 * block.detach()
+        return float(block.detach().square().sum())
+
+    for _ in range(3):
+        moved.step(closure)
+    former = Outcome(((3, 1),), 0.5, 7, 2.0, features)
+    state = MatchingState(
+        features, [[3, 2]], 1, 6, 1.5, features, [[3, 2]], 0.25, visit, state_of(optimiser, moved), features, [former],
+        [{"restart": 0, "loss": 1.0}],
+    )  # fmt: skip
+    signature = {"model": "a", "settings": {"seed": 0}}
+    state.save(path, torch.Generator(), signature)
+    return ExpectedRun(signature, torch.zeros_like(features), 29, grids, optimiser)
 
 
 def read_manifest(folder: Path) -> None:

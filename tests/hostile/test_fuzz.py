@@ -22,8 +22,8 @@ from overheard.speech.corpus import load_corpus, load_utterance, prepare
 from overheard.storage import METADATA_KEY
 
 NAMES = (
-    "update", "truth", "reconstruction", "model", "batch", "records", "config", "ranks", "checkpoint state",
-    "checksums", "model specification", "grid", "manifest", "transcripts", "flac", "wav",
+    "update", "truth", "reconstruction", "matching checkpoint", "model", "batch", "records", "config", "ranks",
+    "checkpoint state", "checksums", "model specification", "grid", "manifest", "transcripts", "flac", "wav",
 )  # fmt: skip
 
 

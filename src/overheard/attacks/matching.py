@@ -6,6 +6,7 @@ improved on the way. The result is the point of least distance, over all restart
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from overheard.attacks.distances import DistanceConfig
 from overheard.attacks.label_search import guess_labels, improve_labels
+from overheard.attacks.matching_optimiser import OPTIMISERS, build_optimiser, restore, state_of
 from overheard.attacks.matching_problem import (
     Evaluation,
     Problem,
@@ -25,7 +27,7 @@ from overheard.attacks.matching_problem import (
     too_long,
 )
 from overheard.attacks.matching_progress import Show, shown_progress
-from overheard.attacks.matching_state import MatchingState, load_state, run_signature
+from overheard.attacks.matching_state import ExpectedRun, MatchingState, Outcome, load_state, run_signature
 from overheard.attacks.observation import Observation, Reconstruction, load_reconstruction
 from overheard.attacks.priors import PriorConfig
 from overheard.attacks.schedules import ScheduleConfig, cut_into_grids, learning_rate, next_visit
@@ -34,7 +36,6 @@ from overheard.errors import InputError
 from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import Alphabet
 
-OPTIMISERS = ("signed-adam", "adam", "lbfgs", "sgd")
 ENGINES = ("auto", "exact", "frozen", "naive")
 NOT_PART_OF_THE_RUN = ("checkpoint", "checkpoint_every", "iterates", "iterates_every")
 
@@ -128,17 +129,17 @@ def attack(
     if reason is not None:
         return Reconstruction("matching", reason=reason, settings=settings)
     state = run.finish(state)
-    best = min(state.finished, key=lambda each: each["distance"])
-    if best["features"] is None:
+    best = min(state.finished, key=lambda each: each.distance)
+    if best.features is None:
         return Reconstruction("matching", reason="the distance was never a finite number", settings=settings)
     return run.reconstruction(
-        best["features"],
-        best["labels"],
+        best.features,
+        best.labels,
         {
-            "distance": best["distance"],
-            "distances_of_restarts": [each["distance"] for each in state.finished],
-            "iterations": [each["iterations"] for each in state.finished],
-            "cpu_seconds": [each["cpu_seconds"] for each in state.finished],
+            "distance": best.distance,
+            "distances_of_restarts": [each.distance for each in state.finished],
+            "iterations": [each.iterations for each in state.finished],
+            "cpu_seconds": [each.cpu_seconds for each in state.finished],
             "engine": asdict(problem.engine),
             "lengths": lengths.source,
             "exposed_layer": None if lengths.layer is None else lengths.layer.name,
@@ -158,8 +159,7 @@ class _Run:
 
     def first_or_resumed_state(self) -> MatchingState:
         if self.config.checkpoint and Path(self.config.checkpoint).is_file():
-            device = self.problem.num_frames.device
-            return load_state(Path(self.config.checkpoint), self.generator, self._signature(), device)
+            return load_state(Path(self.config.checkpoint), self.generator, self._expected())
         return MatchingState(*self._first_point())
 
     def finish(self, state: MatchingState) -> MatchingState:
@@ -174,7 +174,9 @@ class _Run:
                 self._save(state)
         return state
 
-    def reconstruction(self, features: Tensor, labels: list[list[int]], diagnostics: dict[str, Any]) -> Reconstruction:
+    def reconstruction(
+        self, features: Tensor, labels: Sequence[Sequence[int]], diagnostics: dict[str, Any]
+    ) -> Reconstruction:
         """What a point stands for, at the scale that the front end gives."""
         matrices = self.problem.utterances(features)
         if self.config.distance.kind == "cosine":
@@ -198,9 +200,9 @@ class _Run:
             visit = next_visit(schedule, grids, state.visit, state.iteration, progress, state.gradient)
             if optimiser is None or visit != working_on:
                 block = state.features[visit.start : visit.stop].clone().requires_grad_()
-                optimiser = self._optimiser(block)
+                optimiser = build_optimiser(self.config.optimiser, block, schedule.learning_rate)
                 if visit == state.visit and state.optimiser is not None:
-                    optimiser.load_state_dict(state.optimiser)
+                    restore(optimiser, state.optimiser)
                 working_on = visit
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(schedule, progress)
@@ -211,7 +213,7 @@ class _Run:
             state.visit, state.gradient = visit, found.gradient
             state.iteration += 1
             state.cpu_seconds = time.process_time() - begun
-            state.optimiser = optimiser.state_dict()
+            state.optimiser = state_of(self.config.optimiser, optimiser)
             self._note(state, found, show)
         distance = self.problem.distance_at(state.features, state.labels)
         _keep_if_best(state, state.features, distance)
@@ -239,14 +241,6 @@ class _Run:
             elif state.best_features is not None:
                 state.features = state.best_features.clone()
         return found[0] if finite else None
-
-    def _optimiser(self, block: Tensor) -> torch.optim.Optimizer:
-        rate = self.config.schedule.learning_rate
-        if self.config.optimiser == "lbfgs":
-            return torch.optim.LBFGS([block], lr=rate, max_iter=4, line_search_fn="strong_wolfe")
-        if self.config.optimiser == "sgd":
-            return torch.optim.SGD([block], lr=rate, momentum=0.9)
-        return torch.optim.Adam([block], lr=rate, eps=1e-12)
 
     def _progress(self, state: MatchingState) -> float:
         """Share of this restart that is over, by whichever limit is nearer."""
@@ -293,18 +287,19 @@ class _Run:
         if state.iteration % self.config.checkpoint_every == 0:
             self._save(state)
 
-    def _outcome(self, state: MatchingState) -> dict[str, Any]:
-        return {
-            "features": state.best_features,
-            "labels": state.best_labels,
-            "distance": state.best_distance,
-            "iterations": state.iteration,
-            "cpu_seconds": state.cpu_seconds,
-        }
+    def _outcome(self, state: MatchingState) -> Outcome:
+        labels = tuple(tuple(text) for text in state.best_labels)
+        return Outcome(labels, state.best_distance, state.iteration, state.cpu_seconds, state.best_features)
 
     def _save(self, state: MatchingState) -> None:
         if self.config.checkpoint:
             state.save(Path(self.config.checkpoint), self.generator, self._signature())
+
+    def _expected(self) -> ExpectedRun:
+        features = initial_features(self.problem, "zeros", 0.0, None, self.generator)
+        grids = cut_into_grids(self.config.schedule, len(features))
+        symbols = as_recogniser(self.problem.model).alphabet.num_symbols
+        return ExpectedRun(self._signature(), features, symbols, grids, self.config.optimiser)
 
     def _signature(self) -> dict[str, Any]:
         settings = {name: value for name, value in asdict(self.config).items() if name not in NOT_PART_OF_THE_RUN}

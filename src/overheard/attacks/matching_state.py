@@ -7,6 +7,7 @@ Another model, update, prior or setting is refused, with the first difference na
 import hashlib
 import json
 import math
+import reprlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,48 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from overheard.attacks.matching_optimiser import LARGEST, OptimiserState, Take, pack_state, unpack_state
 from overheard.attacks.observation import Observation
 from overheard.attacks.schedules import Visit
 from overheard.errors import InputError
 from overheard.federation.update import ClientUpdate
+from overheard.recognition.configuration import check_whole, config_from_file
 from overheard.recognition.weights import weights_fingerprint
+from overheard.speech.alphabet import BLANK
 from overheard.storage import read_tensors, write_tensors
+
+OPTIMISER = "optimiser."
+"""Before the names of the optimiser's tensors."""
+
+AGAIN = "delete it: the run begins afresh"
+
+
+@dataclass(frozen=True)
+class PlainOutcome:
+    """`Outcome` without its tensor, as a file holds it."""
+
+    labels: tuple[tuple[int, ...], ...]
+    distance: float
+    iterations: int
+    cpu_seconds: float
+
+    def __post_init__(self) -> None:
+        _check_progress(self.distance, self.iterations, self.cpu_seconds)
+
+
+@dataclass(frozen=True)
+class Outcome(PlainOutcome):
+    """What a restart came to.
+
+    Attributes:
+        labels: of each utterance.
+        distance: the least; infinite where it was never a number.
+        iterations: that it took.
+        cpu_seconds: that it spent.
+        features: (T, N, F) of least distance; None where there are none.
+    """
+
+    features: Float[Tensor, "T N F"] | None = None
 
 
 @dataclass
@@ -39,7 +76,7 @@ class MatchingState:
         visit: the grid being worked on; None before the first iteration.
         optimiser: state of the optimiser of this visit; None at its start.
         gradient: of the objective at the last point.
-        finished: features, labels and distance of earlier restarts.
+        finished: earlier restarts.
         history: one row in every `history_every` iterations.
     """
 
@@ -52,37 +89,179 @@ class MatchingState:
     best_labels: list[list[int]] = field(default_factory=list)
     best_distance: float = math.inf
     visit: Visit | None = None
-    optimiser: dict[str, Any] | None = None
+    optimiser: OptimiserState | None = None
     gradient: Float[Tensor, "T N F"] | None = None
-    finished: list[dict[str, Any]] = field(default_factory=list)
+    finished: list[Outcome] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, path: Path, generator: torch.Generator, signature: dict[str, Any]) -> None:
         """Write everything, whole or not at all."""
-        tensors: dict[str, Tensor] = {}
-        values = {**vars(self), "visit": None if self.visit is None else asdict(self.visit)}
-        packed = _pack({**values, "generator": generator.get_state()}, "state", tensors)
-        write_tensors(path, tensors, {"matching": packed, "signature": signature})
+        tensors = {"features": self.features, "best_features": self.best_features, "gradient": self.gradient}
+        tensors |= {f"finished.{index}": outcome.features for index, outcome in enumerate(self.finished)}
+        numbers, moments = (None, {}) if self.optimiser is None else pack_state(self.optimiser)
+        tensors |= {f"{OPTIMISER}{name}": tensor for name, tensor in moments.items()}
+        values = {name: value for name, value in vars(self).items() if name not in tensors}
+        values |= {
+            "visit": None if self.visit is None else asdict(self.visit),
+            "optimiser": numbers,
+            "finished": [
+                {name: value for name, value in vars(outcome).items() if name != "features"}
+                for outcome in self.finished
+            ],
+        }
+        kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        write_tensors(path, kept | {"generator": generator.get_state()}, {"matching": values, "signature": signature})
 
 
-def load_state(
-    path: Path, generator: torch.Generator, signature: dict[str, Any], device: torch.device
-) -> MatchingState:
+@dataclass(frozen=True)
+class ExpectedRun:
+    """The run that a checkpoint has to be of.
+
+    Attributes:
+        signature: what the run is about.
+        features: of its shape, type and device.
+        num_symbols: V.
+        grids: first frame of each, and the one past its last.
+        optimiser: by name.
+    """
+
+    signature: dict[str, Any]
+    features: Float[Tensor, "T N F"]
+    num_symbols: int
+    grids: list[tuple[int, int]]
+    optimiser: str
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """`MatchingState` without its tensors, as a file holds it."""
+
+    labels: tuple[tuple[int, ...], ...]
+    restart: int
+    iteration: int
+    cpu_seconds: float
+    best_labels: tuple[tuple[int, ...], ...]
+    best_distance: float
+    visit: Visit | None
+    optimiser: dict[str, Any] | None
+    finished: tuple[PlainOutcome, ...]
+    history: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        _check_progress(self.best_distance, self.iteration, self.cpu_seconds)
+        check_whole("restart", self.restart, max(0, len(self.finished) - 1), len(self.finished))
+
+
+def load_state(path: Path, generator: torch.Generator, expected: ExpectedRun) -> MatchingState:
     """The state of a run about the same thing; the generator goes on where it stood.
 
     Raises:
-        InputError: a broken file, no checkpoint, or one of another model, update, prior or setting.
+        InputError: a broken file, no checkpoint, one of another model, update, prior or setting, or one whose parts do
+            not fit together.
     """
     tensors, metadata = read_tensors(path, "matching checkpoint")
     if "matching" not in metadata or not isinstance(metadata.get("signature"), dict):
         raise InputError(str(path), "safetensors that hold no matching checkpoint", "name another file")
-    difference = _first_difference(metadata["signature"], json.loads(json.dumps(signature)))
+    difference = _first_difference(metadata["signature"], json.loads(json.dumps(expected.signature)))
     if difference is not None:
         raise InputError(str(path), f"a checkpoint of another run: {difference}", "name another file, or delete this")
-    values = _unpack(metadata["matching"], tensors, device)
-    generator.set_state(values.pop("generator").cpu())
-    visit = values.pop("visit")
-    return MatchingState(**values, visit=None if visit is None else Visit(**visit))
+    plain = config_from_file(_Plain, metadata["matching"], path, "matching checkpoint")
+    try:
+        state = _joined(plain, tensors, expected)
+        _continue(generator, tensors.get("generator"))
+    except InputError as error:
+        found = f"not a matching checkpoint ({error.argument}: {error.found})"
+        raise InputError(str(path), found, AGAIN) from error
+    return state
+
+
+def _joined(plain: _Plain, tensors: dict[str, Tensor], expected: ExpectedRun) -> MatchingState:
+    shape = tuple(expected.features.shape)
+    take = _taker(tensors, expected.features)
+    _check_labels(plain.labels, expected)
+    best = take("best_features", shape) if "best_features" in tensors else None
+    for labels, found, distance in (
+        (plain.best_labels, best is not None, plain.best_distance),
+        *((each.labels, f"finished.{k}" in tensors, each.distance) for k, each in enumerate(plain.finished)),
+    ):
+        if found != (distance < math.inf):
+            raise InputError("distance", distance, "keep it beside the features that have it")
+        if found:
+            _check_labels(labels, expected)
+    finished = [
+        Outcome(**vars(outcome), features=take(f"finished.{k}", shape) if f"finished.{k}" in tensors else None)
+        for k, outcome in enumerate(plain.finished)
+    ]
+    optimiser = None
+    if plain.visit is not None:
+        _check_visit(plain.visit, expected.grids, plain.iteration)
+        if plain.optimiser is not None:
+            names = {name.removeprefix(OPTIMISER) for name in tensors if name.startswith(OPTIMISER)}
+            block = (plain.visit.stop - plain.visit.start, *shape[1:])
+            inner = _taker(tensors, expected.features, OPTIMISER)
+            optimiser = unpack_state(expected.optimiser, block, plain.optimiser, names, inner)
+    return MatchingState(
+        take("features", shape),
+        [list(text) for text in plain.labels],
+        plain.restart,
+        plain.iteration,
+        plain.cpu_seconds,
+        best,
+        [list(text) for text in plain.best_labels],
+        plain.best_distance,
+        plain.visit,
+        optimiser,
+        take("gradient", shape) if "gradient" in tensors else None,
+        finished,
+        list(plain.history),
+    )
+
+
+def _taker(tensors: dict[str, Tensor], like: Tensor, prefix: str = "") -> Take:
+    def take(name: str, shape: tuple[int, ...]) -> Tensor:
+        found = tensors.get(prefix + name)
+        # Torch counts an optimiser's steps in a type of its own.
+        fits = found is not None and (found.dtype == like.dtype or (shape == () and found.is_floating_point()))
+        if found is None or not fits or found.shape != shape:
+            shown = "nothing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+            raise InputError(prefix + name, shown, f"give {like.dtype} of shape {shape}")
+        # A copy: memory that begins elsewhere in a cache line is summed in another order, and the last bit may differ.
+        return found.to(like.device, copy=True)
+
+    return take
+
+
+def _check_labels(labels: tuple[tuple[int, ...], ...], expected: ExpectedRun) -> None:
+    frames, count, _ = expected.features.shape
+    if len(labels) != count or any(len(text) > frames for text in labels):
+        raise InputError("labels", f"{len(labels)} transcripts", f"give {count} of at most {frames} labels")
+    for text in labels:
+        for label in text:
+            check_whole("labels", label, BLANK + 1, expected.num_symbols - 1)
+
+
+def _check_progress(distance: float, iterations: int, cpu_seconds: float) -> None:
+    check_whole("iterations", iterations, 0, LARGEST)
+    if not (0.0 <= cpu_seconds <= LARGEST and distance >= 0.0):
+        raise InputError("cpu_seconds, distance", (cpu_seconds, distance), "give numbers from 0 up")
+
+
+def _check_visit(visit: Visit, grids: list[tuple[int, int]], iteration: int) -> None:
+    check_whole("visit.number", visit.number, 0, LARGEST)
+    check_whole("visit.grid", visit.grid, 0, len(grids) - 1)
+    check_whole("visit.begun_at", visit.begun_at, 0, iteration)
+    if (visit.start, visit.stop) != grids[visit.grid]:
+        raise InputError("visit", f"frames {visit.start} to {visit.stop}", f"the grid's are {grids[visit.grid]}")
+
+
+def _continue(generator: torch.Generator, state: Tensor | None) -> None:
+    own = generator.get_state()
+    if state is None or state.dtype != own.dtype or state.shape != own.shape:
+        raise InputError("generator", "not a generator's state", f"give {len(own)} bytes")
+    try:
+        generator.set_state(state)
+    except RuntimeError as error:
+        raise InputError("generator", str(error).splitlines()[0], "keep it as it was written") from error
 
 
 def run_signature(
@@ -128,29 +307,6 @@ def _first_difference(there: Any, here: Any, name: str = "") -> str | None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    # Of a file from outside: `repr` itself fails on lists within lists without end.
+    text = reprlib.repr(value)
     return text if len(text) <= 40 else f"{text[:16]}..."
-
-
-def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON of nested dictionaries, lists and numbers, its tensors put aside under their paths."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, dict):
-        # As pairs: an optimiser's state has whole numbers for keys.
-        return {"pairs": [[key, _pack(inner, f"{name}.{key}", tensors)] for key, inner in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_pack(inner, f"{name}.{index}", tensors) for index, inner in enumerate(value)]
-    return value
-
-
-def _unpack(value: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:
-    if isinstance(value, dict) and "tensor" in value:
-        # A copy: memory that begins elsewhere in a cache line is summed in another order, and the last bit may differ.
-        return tensors[value["tensor"]].to(device, copy=True)
-    if isinstance(value, dict):
-        return {key: _unpack(inner, tensors, device) for key, inner in value["pairs"]}
-    if isinstance(value, list):
-        return [_unpack(inner, tensors, device) for inner in value]
-    return value
