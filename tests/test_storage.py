@@ -16,7 +16,7 @@ from overheard.errors import InputError
 from overheard.federation.update import load_update
 from overheard.metrics.truth import TrueUtterance, Truth, load_truth
 from overheard.speech.features import MFCC_26
-from overheard.storage import METADATA_KEY, read_tensors, write_tensors, written_whole
+from overheard.storage import METADATA_KEY, parse_json, read_tensors, write_tensors, written_whole
 
 
 def test_nothing_is_left_of_a_write_that_failed(tmp_path: Path) -> None:
@@ -117,3 +117,13 @@ def test_no_flipped_byte_gets_past_a_reader(tmp_path_factory: pytest.TempPathFac
     path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
     with contextlib.suppress(InputError):
         load_update(path)
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '{"\\uDFFF": 1}', '[["a\\ud83d"]]', "NaN", "[1e999, Infinity]"])
+def test_json_that_cannot_be_written_again_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="no JSON"):
+        parse_json(text, "somewhere", "leave it out")
+
+
+def test_characters_may_be_escaped() -> None:
+    assert parse_json('"\\u00e9\\ud83d\\ude00"', "somewhere", "leave it out") == "é😀"

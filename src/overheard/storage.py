@@ -127,10 +127,10 @@ def parse_json(text: str, where: str, remedy: str) -> Any:
     """JSON from outside; NaN and infinity, which are none, are refused.
 
     Raises:
-        InputError: no JSON, or nested without end.
+        InputError: no JSON, nested without end, or with half a character, which no file or screen takes.
     """
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return _encodable(json.loads(text, parse_constant=_no_number), text)
     except (ValueError, RecursionError) as error:
         raise InputError(where, "no JSON", remedy) from error
 
@@ -139,12 +139,19 @@ def _no_number(text: str) -> Any:
     raise ValueError(text)
 
 
+def _encodable(values: Any, text: str) -> Any:
+    if "\\u" in text:
+        # A lone surrogate can be written as an escape only.
+        json.dumps(values, ensure_ascii=False).encode()
+    return values
+
+
 def _object(text: str | None, path: Path, wanted: str) -> dict[str, Any]:
     remedy = f"name the {wanted} file that overheard wrote"
     if text is None:
         raise InputError(str(path), f"safetensors without the metadata of a {wanted}", remedy)
     try:
-        parsed = json.loads(text)
+        parsed = _encodable(json.loads(text), text)
     except (ValueError, RecursionError) as error:
         raise InputError(str(path), "metadata is no JSON", remedy) from error
     if not isinstance(parsed, dict):
