@@ -1,6 +1,7 @@
 """Audio measures: perfect on itself, worse with noise, equal to slow references, and silent about silence."""
 
 import math
+import sys
 
 import librosa
 import numpy
@@ -86,6 +87,14 @@ def test_a_short_sound_has_no_intelligibility() -> None:
     score = score_audio(VOICE[:4000], VOICE[:4000], RATE)
     assert score.stoi is None
     assert score.reasons["stoi"].startswith("shorter than")
+
+
+@pytest.mark.parametrize(("package", "measure"), [("pystoi", "stoi"), ("pesq", "pesq")])
+def test_a_package_that_is_missing_is_the_reason(monkeypatch: pytest.MonkeyPatch, package: str, measure: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    score = score_audio(noisy(0.1), VOICE, RATE)
+    assert getattr(score, measure) is None
+    assert score.reasons[measure] == f"{package} is not installed"
 
 
 def test_none_has_a_reason_and_a_value_has_none() -> None:

@@ -11,7 +11,8 @@ import torch
 from audited_run import failed, mixed_records, record
 
 from overheard.audit.records import AuditRecord
-from overheard.report.figures import error_plot, feature_maps, spectrum_plot
+from overheard.report.feature_errors import error_plot
+from overheard.report.figures import feature_maps, spectrum_plot
 from overheard.report.svg import PAGE_COLOURS
 from overheard.report.titles import Titles
 
@@ -95,5 +96,5 @@ def test_error_plot_escapes_names_and_survives_dollars() -> None:
 def test_error_plot_of_many_is_thinned() -> None:
     svg = plot_of([record(index) for index in range(4000)])
     assert svg is not None
-    assert "of 4,000 utterances" in svg
+    assert "of 4,000 attacks" in svg
     assert len(svg) < 400_000

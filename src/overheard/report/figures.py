@@ -1,6 +1,5 @@
-"""The pictures of a report: feature maps and their difference, a layer's spectrum, error against duration."""
+"""The pictures of a report: feature maps and their difference, and a layer's spectrum."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 
-from overheard.audit.records import AuditRecord
-from overheard.metrics.alignment import CLOSE
-from overheard.report.summary import grouped
-from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, legend_layout, render
-from overheard.report.titles import Titles
+from overheard.report.svg import FAINT, INK, SERIES, axes_within, drawing, render
 from overheard.report.wording import MINUS, number, power_of_ten
 
 COLOURS = 64
@@ -28,8 +23,6 @@ DIFFERENCE_END = 0.99
 """Quantile of the absolute difference at which its colours end."""
 PIXELS = (400, 260)
 """Frames and features beyond which a map is thinned out; it is drawn about 330 wide and 180 high."""
-POINTS = 1500
-MARKERS = "osD^v"
 AXES = {"log_spectrogram": "frequency bin", "log_mel": "mel band", "mfcc": "coefficient"}
 
 
@@ -182,51 +175,3 @@ def spectrum_plot(name: str, spectrum: Float[Tensor, " R"], read: int | None, tr
         if read is not None or true is not None:
             figure.legend(loc="upper left", ncols=2, handlelength=2.4)
         return render(figure, alternative)
-
-
-def error_plot(name: str, records: Sequence[AuditRecord], titles: Titles) -> Markup | None:
-    """Feature error against duration, a point for each utterance; None where none was recovered.
-
-    Args:
-        name: unique in the page.
-        records: of any models; those without an error or a duration have no point.
-        titles: of their models.
-    """
-    points = [record for record in records if record.feature_mae is not None and record.seconds_audio is not None]
-    if not any(record.recovered for record in points):
-        return None
-    step = -(-len(points) // POINTS)
-    drawn = points[::step]
-    told = f"{len(drawn):,} of {len(points):,} utterances" if step > 1 else f"{len(points):,} utterances"
-    models = grouped(drawn, lambda record: record.model)
-    kinds = {(record.model, record.recovered) for record in drawn}
-    label = {(model, whole): titles(model) if whole else f"{titles(model)}, not recovered" for model, whole in kinds}
-    threshold = f"recovered below {CLOSE:g}"
-    columns, above = legend_layout([*label.values(), threshold], 400)
-    with drawing(name, 400, 235 + above) as figure:
-        axes = axes_within(figure, left=58, bottom=40, right=8, top=above)
-        for index, (model, group) in enumerate(models.items()):
-            colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
-            for whole in (True, False):
-                chosen = [record for record in group if record.recovered is whole]
-                # Zero has no place on a log scale; nothing that was computed in float32 is nearer to it than this.
-                errors = [max(record.feature_mae or 0.0, 1e-9) for record in chosen]
-                axes.scatter(
-                    [record.seconds_audio or 0.0 for record in chosen],
-                    errors,
-                    s=26,
-                    marker=marker,
-                    facecolor=colour if whole else "none",
-                    edgecolor=colour,
-                    linewidth=1.0,
-                    alpha=0.8,
-                    label=label[model, whole],
-                ) if chosen else None
-        decades(axes)
-        axes.axhline(CLOSE, color=INK, linewidth=0.9, linestyle="--", label=threshold)
-        axes.grid(axis="y")
-        axes.set_xlim(left=0.0)
-        axes.set_xlabel("duration of the utterance (s)")
-        axes.set_ylabel("mean absolute error")
-        figure.legend(loc="upper left", ncols=columns, handletextpad=0.4, columnspacing=1.2)
-        return render(figure, f"Feature error against duration of {told}; the text gives counts and medians.")

@@ -16,7 +16,8 @@ from overheard.metrics.alignment import CLOSE
 from overheard.report import wording
 from overheard.report.columns import columns_shown, settings_shared
 from overheard.report.examples import Example, examples_shown, read_example
-from overheard.report.figures import FeatureMaps, error_plot, feature_maps, spectrum_plot
+from overheard.report.feature_errors import error_plot
+from overheard.report.figures import FeatureMaps, feature_maps, spectrum_plot
 from overheard.report.overview import duration_plot, frame_error_plot, frontier_plot
 from overheard.report.run_folder import AuditedRun, RankScan, read_run
 from overheard.report.summary import (

@@ -45,8 +45,9 @@ def duration_plot(name: str, records: Sequence[AuditRecord], titles: Titles) -> 
     if not bins:
         return None
     series = grouped(bins, lambda each: (each.model, each.defence))
-    # The legend has a row for each; beyond the limit, a line says that there are more.
-    above = 10 + 16 * min(len(series), SERIES_DRAWN) + (15 if len(series) > SERIES_DRAWN else 0)
+    # The legend has a row or two for each; beyond the limit, a line says that there are more.
+    shown = [titles.series(*key) for key in list(series)[:SERIES_DRAWN]]
+    above = 10 + 16 * sum(1 + title.count("\n") for title in shown) + (15 if len(series) > SERIES_DRAWN else 0)
     with drawing(name, 400, 235 + above) as figure:
         axes = axes_within(figure, left=52, bottom=42, right=8, top=above)
         draw_by_duration(axes, bins, PAGE, titles.series)

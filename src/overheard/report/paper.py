@@ -15,12 +15,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from overheard.audit.records import AuditRecord
-from overheard.metrics.alignment import CLOSE
-from overheard.report.figures import decades
-from overheard.report.leakage import MARKERS, Ink, by_duration, draw_by_duration, draw_frontier, frontier
+from overheard.report.feature_errors import draw_errors, measured
+from overheard.report.leakage import Ink, by_duration, draw_by_duration, draw_frontier, frontier
 from overheard.report.methods import bibtex, methods
 from overheard.report.run_folder import AuditedRun
-from overheard.report.summary import grouped
 from overheard.report.tables import tables, to_csv, to_latex
 from overheard.report.titles import Titles
 from overheard.storage import write_text, written_whole
@@ -30,8 +28,8 @@ COLUMN_INCHES = 3.4
 """Width of a column in most two-column styles."""
 # Okabe and Ito, Color universal design, 2008; without the yellow, which paper swallows.
 PRINT = Ink("black", "#cccccc", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"))
-POINTS = 2000
-SMALLEST = 1e-9
+AXES_INCHES, LEGEND_ROW_INCHES = 2.0, 0.14
+MARKER_SIZE = 9.0
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -86,48 +84,26 @@ def _figures(records: Sequence[AuditRecord], titles: Titles) -> dict[str, Callab
         found["durations"] = lambda figure: _with_legend(
             figure, lambda axes: draw_by_duration(axes, bins, PRINT, titles.series)
         )
-    measured = [each for each in records if each.feature_mae is not None and each.seconds_audio is not None]
-    if measured:
-        found["errors"] = lambda figure: _with_legend(figure, lambda axes: _draw_errors(axes, measured, titles))
+    if errors := measured(records):
+        found["errors"] = lambda figure: _with_legend(
+            figure, lambda axes: draw_errors(axes, errors, PRINT, titles, MARKER_SIZE)
+        )
     return found
-
-
-def _draw_errors(axes: Any, records: Sequence[AuditRecord], titles: Titles) -> None:
-    """Feature error against duration, hollow where not recovered."""
-    drawn = records[:: -(-len(records) // POINTS)]
-    for index, ((model, defence), group) in enumerate(grouped(drawn, lambda one: (one.model, one.defence)).items()):
-        colour = PRINT.series[index % len(PRINT.series)]
-        for whole in (True, False):
-            chosen = [record for record in group if record.recovered is whole]
-            if not chosen:
-                continue
-            title = titles.series(model, defence)
-            axes.scatter(
-                [record.seconds_audio or 0.0 for record in chosen],
-                [max(record.feature_mae or 0.0, SMALLEST) for record in chosen],
-                s=9,
-                marker=MARKERS[index % len(MARKERS)],
-                facecolor=colour if whole else "none",
-                edgecolor=colour,
-                linewidth=0.6,
-                label=title if whole else f"{title}, not recovered",
-            )
-    decades(axes)
-    axes.axhline(CLOSE, color=PRINT.text, linewidth=0.7, linestyle="--", label=f"recovered below {CLOSE:g}")
-    axes.set_xlim(left=0.0)
-    axes.set_xlabel("duration of the utterance (s)")
-    axes.set_ylabel("mean absolute error")
-    axes.grid(axis="y", color=PRINT.grid)
 
 
 @contextmanager
 def _drawing() -> Iterator[Figure]:
     with matplotlib.rc_context(STYLE):
-        yield Figure(figsize=(COLUMN_INCHES, 2.3), layout="constrained")
+        yield Figure(figsize=(COLUMN_INCHES, AXES_INCHES), layout="constrained")
 
 
 def _with_legend(figure: Figure, draw: Callable[[Any], object]) -> None:
-    draw(figure.add_subplot())
+    """The legend stands above the axes, and takes nothing of their height."""
+    axes = figure.add_subplot()
+    draw(axes)
+    _, labels = axes.get_legend_handles_labels()
+    rows = sum(1 + label.count("\n") for label in labels)
+    figure.set_size_inches(COLUMN_INCHES, AXES_INCHES + LEGEND_ROW_INCHES * rows)
     figure.legend(loc="outside upper left", ncols=1, handletextpad=0.4, borderaxespad=0.2)
 
 

@@ -10,6 +10,8 @@ SIZES = {"hidden_size": "units", "num_layers": "layers"}
 """Settings that tell models apart at a glance, and how they are said; a title always has them."""
 LONGEST = 40
 """Characters of a title, but for what it takes to tell two models apart."""
+LEGEND_LINE = 52
+"""Characters that a figure of one column holds beside a marker."""
 NOT_STATED = "model not stated"
 
 
@@ -40,8 +42,11 @@ class Titles:
         return self.by_model[model]
 
     def series(self, model: str | None, defence: str | None) -> str:
-        """A model, and its defence where there is one."""
-        return self(model) if defence in (None, "none") else f"{self(model)}, {defence}"
+        """A model, and its defence where there is one; on two lines where it takes more than one of a legend."""
+        if defence in (None, "none"):
+            return self(model)
+        between = ", " if len(self(model)) + len(defence) < LEGEND_LINE else ",\n"
+        return f"{self(model)}{between}{defence}"
 
     def explained(self) -> list[tuple[str, str]]:
         """Titles that are not the whole name, each with what records call the model."""
