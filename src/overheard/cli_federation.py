@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from overheard.options import Choice, Machine, selection_of
+from overheard.options import Choice, Machine, RecipeName, selection_of
 
 if TYPE_CHECKING:
     from overheard.federation.local_settings import LocalSettings
@@ -60,7 +60,7 @@ def federate(
     out: Path,
     rounds: int = 10,
     clients_per_round: int = 5,
-    recipe: Literal["librispeech-960", "librispeech-100", "librispeech-mini", "digits", "synthetic"] = "digits",
+    recipe: RecipeName = "digits",
     dev_corpus: Path | None = None,
     model: str | None = None,
     hold_out: tuple[str, ...] = (),
@@ -167,7 +167,7 @@ def bench_utility(
     out: Path = Path("bench-utility"),
     rounds: int = 3,
     clients_per_round: int = 5,
-    recipe: Literal["librispeech-960", "librispeech-100", "librispeech-mini", "digits", "synthetic"] = "digits",
+    recipe: RecipeName = "digits",
     dev_corpus: Path | None = None,
     model: str | None = None,
     hold_out: tuple[str, ...] = (),

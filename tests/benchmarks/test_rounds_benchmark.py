@@ -24,13 +24,16 @@ def test_each_number_of_clients_has_a_row(tmp_path: Path) -> None:
 
 def test_overhead_is_what_a_round_takes_beyond_the_clients() -> None:
     def line(number: int, seconds: float, own: float) -> dict:
+        cpu = {"cpu_clients": own / 2, "cpu_process": seconds / 2}
         count = {"bytes_to_clients": 8, "bytes_from_clients": 4, "clients": [{}, {}], "left_out": {}}
-        return {"kind": "step", "step": number, "seconds": seconds, "seconds_clients": own, **count}
+        return {"kind": "step", "step": number, "seconds": seconds, "seconds_clients": own, **count, **cpu}
 
     lines = [line(1, 9.0, 5.0), line(2, 12.0, 2.0), line(3, 16.0, 2.0), line(4, 19.5, 2.0)]
     row = row_of([*lines, {"kind": "evaluation", "step": 4}], 2, 1)
     assert (row.first, row.seconds, row.computing, row.overhead) == (9.0, 3.5, 2.0, 1.5)
+    assert (row.clients_cpu, row.server_cpu) == (1.0, 1.75)
     assert row_of(lines, 2, 2).computing == 1.0
+    assert row_of(lines, 2, 0).server_cpu == 0.75
     with pytest.raises(InputError, match=r"bob.*left out of round 3: NaN"):
         row_of([*lines[:2], {**lines[2], "clients": [{}], "left_out": {"bob": "NaN"}}], 2, 1)
 

@@ -68,8 +68,10 @@ class RoundsRow:
         workers: processes that stand for them; 0 for the command's own.
         first: seconds until the end of the first round.
         seconds: of a round, from the end of the last one.
-        computing: seconds of the clients' own, from a message's arrival to the answer, over all workers.
+        computing: seconds of the clients' own, from a message's arrival to the answer, over the number of workers.
         overhead: seconds of a round beyond those.
+        clients_cpu: seconds of CPU that the clients' computing took.
+        server_cpu: seconds of CPU that the server's process took beyond those; Ray's processes count in neither.
         to_clients: bytes of a round.
         from_clients: the same.
     """
@@ -80,6 +82,8 @@ class RoundsRow:
     seconds: float
     computing: float
     overhead: float
+    clients_cpu: float
+    server_cpu: float
     to_clients: int
     from_clients: int
 
@@ -111,6 +115,9 @@ def row_of(lines: list[dict[str, Any]], clients: int, workers: int) -> RoundsRow
     seconds = [later["seconds"] - line["seconds"] for line, later in pairwise(rounds)]
     # Clients of several workers compute side by side.
     own = [line["seconds_clients"] / max(1, workers) for line in rounds[1:]]
+    clients_cpu = [line["cpu_clients"] for line in rounds[1:]]
+    spent = [later["cpu_process"] - line["cpu_process"] for line, later in pairwise(rounds)]
+    server_cpu = [whole - (0 if workers else part) for whole, part in zip(spent, clients_cpu, strict=True)]
     return RoundsRow(
         clients=clients,
         workers=workers,
@@ -118,6 +125,8 @@ def row_of(lines: list[dict[str, Any]], clients: int, workers: int) -> RoundsRow
         seconds=statistics.median(seconds),
         computing=statistics.median(own),
         overhead=statistics.median(whole - part for whole, part in zip(seconds, own, strict=True)),
+        clients_cpu=statistics.median(clients_cpu),
+        server_cpu=statistics.median(server_cpu),
         to_clients=rounds[-1]["bytes_to_clients"],
         from_clients=rounds[-1]["bytes_from_clients"],
     )

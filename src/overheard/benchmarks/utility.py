@@ -103,7 +103,7 @@ def measure(plan: FederationPlan, start: nn.Module, texts: Sequence[str], out: P
 
 def word_error_rate(model: nn.Module, cuts: Sequence[MonoCut], batch_seconds: float = 60.0) -> Estimate | None:
     """Greedy word error rate with its interval over the utterances."""
-    errors = [own for _, own in utterance_errors(model, cuts, batch_seconds)]
+    errors = [own for *_, own in utterance_errors(model, cuts, batch_seconds)]
     return ratio_estimate([each.word_edits for each in errors], [each.words for each in errors])
 
 

@@ -30,13 +30,14 @@ def rounds_table(
     load = RoundsLoad(corpus, clients, workers, rounds, units, seed)
     table = Table(title=f"Seconds of a round, {machine_line(1)}", title_justify="left")
     table.add_column("engine", no_wrap=True)
-    for name in ("clients", "first", "round", "computing", "overhead", "ms a client", "MB out", "MB back"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("clients", "first", "round", "beyond", "clients' CPU", "server's CPU", "MB out", "MB back"):
+        table.add_column(name, justify="right")
     with console.status("measuring"):
         for row in measure(load, out):
-            seconds = (f"{value:.2f}" for value in (row.first, row.seconds, row.computing, row.overhead))
+            measured = (row.first, row.seconds, row.overhead, row.clients_cpu, row.server_cpu)
             sizes = (f"{value / 1e6:.2f}" for value in (row.to_clients, row.from_clients))
             engine = ENGINES.get(row.workers, f"Flower, {row.workers} workers")
-            table.add_row(engine, str(row.clients), *seconds, f"{1000 * row.overhead / row.clients:.1f}", *sizes)
-            console.print(f"{engine}, {row.clients} clients: {row.overhead:.2f} s beyond computing", highlight=False)
+            table.add_row(engine, str(row.clients), *(f"{value:.2f}" for value in measured), *sizes)
+            found = f"{row.seconds:.2f} s a round, {row.overhead:.2f} s of them beyond the clients' computing"
+            console.print(f"{engine}, {row.clients} clients: {found}", highlight=False)
     console.print(table)

@@ -29,9 +29,10 @@ def utility_table(order: Order, defences: tuple[str, ...]) -> None:
         texts = defences or STRENGTHS
         for number, row in enumerate(measure(plan, start, texts, order.out), start=1):
             undefended = row.wer if row.defence == NONE else undefended
+            rates = _rates(row.wer, undefended)
             epsilon = "-" if row.epsilon is None else f"{row.epsilon:.3g}"
-            table.add_row(row.defence, *_rates(row.wer, undefended), epsilon, str(row.utterances))
-            found = row.reason if row.wer is None else f"WER {100 * row.wer.value:.1f} % in {row.seconds:.0f} s"
+            table.add_row(row.defence, *rates, epsilon, str(row.utterances))
+            found = row.reason or f"WER {rates[0]} ({rates[1]}), epsilon {epsilon}, {row.seconds:.0f} s"
             console.print(f"{row.defence}: {found}", highlight=False, markup=False, soft_wrap=True)
             status.update(f"training, {number} of {len(texts)} done")
     console.print(table)

@@ -102,7 +102,7 @@ def answer(content: RecordDict, node: Node) -> RecordDict:
     Raises:
         InputError: no task, or not one step could be taken; Flower reports it to the server.
     """
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     config = content.config_records[CONFIG]
     task = parse_task(config)
     # FedProx says its mu in a message of its own accord.
@@ -131,6 +131,7 @@ def answer(content: RecordDict, node: Node) -> RecordDict:
         "loss": outcome.loss,
         "rate": outcome.rate or 0.0,
         "seconds": time.perf_counter() - begun,
+        "cpu": time.process_time() - cpu,
     }
     return answer_record(sent.tensors, outcome.buffers if task.local.buffers == "average" else {}, numbers)
 

@@ -76,7 +76,7 @@ def from_record(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
 
 
-NUMBERS = (WEIGHT, "utterances", "distinct", "frames", "steps", "loss", "rate", "seconds")
+NUMBERS = (WEIGHT, "utterances", "distinct", "frames", "steps", "loss", "rate", "seconds", "cpu")
 
 
 def answer_record(tensors: dict[str, Tensor], buffers: dict[str, Tensor], numbers: dict[str, float]) -> RecordDict:
@@ -129,6 +129,7 @@ def read_answer(message: Message, client: str, expected: dict[str, Tensor], buff
         loss=numbers["loss"],
         rate=numbers["rate"],
         seconds=numbers["seconds"],
+        cpu=numbers["cpu"],
         size=arrays.count_bytes() + (0 if sent is None else sent.count_bytes()),
     )
 

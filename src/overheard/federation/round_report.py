@@ -21,6 +21,7 @@ class Answer:
         loss: mean, nats.
         rate: sampling rate of DP-SGD, 0 without it.
         seconds: of its own computing.
+        cpu: seconds of its process's CPU in that time.
         size: of what it sent, in bytes.
     """
 
@@ -35,6 +36,7 @@ class Answer:
     loss: float
     rate: float
     seconds: float
+    cpu: float
     size: int
 
 

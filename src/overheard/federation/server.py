@@ -27,7 +27,7 @@ from overheard.federation.strategies import build_strategy, load_strategy_state,
 from overheard.recognition.checkpoint import Checkpoint, write_checkpoint
 from overheard.recognition.models import spec_of
 from overheard.storage import write_text
-from overheard.training.evaluation import evaluate
+from overheard.training.evaluation import evaluate_speakers
 from overheard.training.tracking import FAULTS, METRICS, read_lines
 
 GRACE = 60.0
@@ -209,6 +209,8 @@ class Server:
                 "bytes_from_clients": sum(each.size for each in answers),
                 "seconds_round": report.seconds,
                 "seconds_clients": sum(each.seconds for each in answers),
+                "cpu_clients": sum(each.cpu for each in answers),
+                "cpu_process": time.process_time(),
                 "utterances_per_second": heard / report.seconds,
                 "epsilon": epsilon,
                 "delta": None if epsilon is None else self.settings.delta,
@@ -239,13 +241,10 @@ class Server:
         if not self.dev:
             return None
         self.model.to(self.device)
-        seconds = self.settings.evaluate_seconds
-        measured = evaluate(self.model, self.dev, seconds)
+        measured, by_speaker = evaluate_speakers(self.model, self.dev, self.settings.evaluate_seconds)
         line = {"step": number, "utterances_heard": self.progress.utterances, **asdict(measured)}
         if self._is_last(number):
-            speakers = sorted({str(cut.supervisions[0].speaker) for cut in self.dev})
-            own = {name: [cut for cut in self.dev if str(cut.supervisions[0].speaker) == name] for name in speakers}
-            line["speakers"] = {name: asdict(evaluate(self.model, cuts, seconds)) for name, cuts in own.items()}
+            line["speakers"] = {name: asdict(own) for name, own in by_speaker.items()}
         self.model.to("cpu")
         self.evaluations.append(line)
         self._append(METRICS, {"kind": "evaluation", **line, "seconds": time.perf_counter() - self.started})

@@ -46,7 +46,7 @@ def evaluate(
         fabric: shares the batches among its processes; None for this one alone.
     """
     errors, loss, heard_in_all = WordErrors(), 0.0, 0
-    for each, own in utterance_errors(model, cuts, batch_seconds, fabric):
+    for _, each, own in utterance_errors(model, cuts, batch_seconds, fabric):
         loss += each
         errors += own
         heard_in_all += 1
@@ -54,14 +54,27 @@ def evaluate(
     if fabric is not None:
         loss, heard_in_all, *counts = total(fabric, *map(float, summed))
         errors = WordErrors(*map(int, counts))
-    mean = loss / heard_in_all if heard_in_all and math.isfinite(loss) else None
-    return Evaluation(mean, errors.wer, errors.cer, int(heard_in_all))
+    return _evaluation(loss, errors, int(heard_in_all))
+
+
+def evaluate_speakers(
+    model: nn.Module, cuts: Sequence[MonoCut], batch_seconds: float
+) -> tuple[Evaluation, dict[str, Evaluation]]:
+    """Of all cuts, and of each speaker's, heard once; arguments as in `evaluate`."""
+    speakers = {cut.id: str(cut.supervisions[0].speaker) for cut in cuts}
+    heard = [(speakers[name], loss, own) for name, loss, own in utterance_errors(model, cuts, batch_seconds)]
+
+    def of(found: list[tuple[str, float, WordErrors]]) -> Evaluation:
+        return _evaluation(sum(loss for _, loss, _ in found), sum((own for *_, own in found), WordErrors()), len(found))
+
+    names = sorted(set(speakers.values()))
+    return of(heard), {name: of([each for each in heard if each[0] == name]) for name in names}
 
 
 def utterance_errors(
     model: nn.Module, cuts: Sequence[MonoCut], batch_seconds: float, fabric: Fabric | None = None
-) -> Iterator[tuple[float, WordErrors]]:
-    """CTC loss, nats, and errors by greedy decoding of each utterance that can be read; arguments as in `evaluate`."""
+) -> Iterator[tuple[str, float, WordErrors]]:
+    """Id, CTC loss (nats) and greedy errors of each utterance that can be read; arguments as in `evaluate`."""
     dataset, alphabet = FeatureDataset(model), alphabet_of(model)
     device = next(model.parameters()).device
     batches = in_order(cuts, batch_seconds)
@@ -81,5 +94,12 @@ def utterance_errors(
             logits.float().log_softmax(-1), batch.targets, lengths, batch.target_lengths, reduction="none"
         )
         for index, hypothesis in enumerate(greedy(logits, lengths, alphabet)):
-            yield float(losses[index]), count_errors(hypothesis.text, alphabet.decode(batch.utterance_labels(index)))
+            own = count_errors(hypothesis.text, alphabet.decode(batch.utterance_labels(index)))
+            yield heard.utterances[index], float(losses[index]), own
     model.train(training)
+
+
+def _evaluation(loss: float, errors: WordErrors, utterances: int) -> Evaluation:
+    """From sums over utterances."""
+    mean = loss / utterances if utterances and math.isfinite(loss) else None
+    return Evaluation(mean, errors.wer, errors.cer, utterances)
