@@ -49,7 +49,7 @@ def federated(folder: Path, *defences: str, wer: float | None = 0.25, rounds: in
     spec = model_spec("deepspeech1", hidden_size=64)
     config = {
         "model": {"name": spec.name, "config": spec.config, "seed": 0},
-        "settings": {"defences": list(defences), "rounds": planned},
+        "settings": {"defences": list(defences), "rounds": planned, "local": {"kind": "delta"}},
         "train": {"path": "digits"},
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -117,6 +117,7 @@ def test_the_page_and_the_tables_show_price_and_guarantee(audits: list[Path], tm
     join_audits(audits, tmp_path / "out", prices)
     page = write_report(tmp_path / "out").read_text(encoding="utf-8")
     assert 'class="number" data-value="3.5">3.50</td>' in page
+    assert (prices[0].kind, page.count("<td>delta</td>")) == ("delta", 2)
     for said in ("What the defences cost and guarantee", "The audits that it joins", "DeepSpeech 1 (64 units)"):
         assert said in page
     table = (write_paper(read_run(tmp_path / "out")) / "tables" / "frontier.csv").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from overheard.audit.folder import CONFIG
 from overheard.audit.records import AuditRecord
 from overheard.errors import InputError
 from overheard.recognition.models import ModelSpec
+from overheard.storage import parse_json, read_text
 
 METRICS = "metrics.jsonl"
 NONE = "none"
@@ -25,6 +26,7 @@ class Price:
         run: the run's folder.
         model: what was trained.
         corpus: speech of the clients.
+        kind: what each of them shared: gradient or delta.
         rounds: done.
         planned: rounds of the whole run.
         wer: word error rate after all of them, on speech that no client had; None where it was not measured.
@@ -37,6 +39,7 @@ class Price:
     run: str
     model: str
     corpus: str
+    kind: str
     rounds: int
     planned: int
     wer: float | None
@@ -51,12 +54,13 @@ def run_configuration(run: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none.
     """
+    remedy = "name a folder of overheard federate"
     try:
-        read = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        read = parse_json(read_text(run / CONFIG, remedy), str(run / CONFIG), remedy)
         if not isinstance(read["settings"]["defences"], list):
             raise TypeError("defences")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(str(run), f"no {CONFIG} of a federated run", "name a folder of overheard federate") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(str(run), f"no {CONFIG} of a federated run", remedy) from error
     return read
 
 
@@ -79,6 +83,7 @@ def price_of(run: Path) -> Price:
         run=str(run),
         model=ModelSpec.from_values(config["model"]).written(),
         corpus=str(config.get("train", {}).get("path", "not stated")),
+        kind=str(config["settings"].get("local", {}).get("kind", "not stated")),
         rounds=rounds,
         planned=planned,
         wer=last["wer"],
@@ -128,6 +133,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         # A last line may be cut short by a crash.
         found = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(str(path), "no readable measurements", "name a folder of overheard federate") from error
     return [line for line in found if isinstance(line, dict)]

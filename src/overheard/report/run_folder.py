@@ -1,6 +1,5 @@
 """What an audit left in its output folder, read once and checked: configuration, records and rank scans."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -9,7 +8,7 @@ from typing import Any
 from overheard.audit.records import AuditRecord, load_records
 from overheard.errors import InputError
 from overheard.report.titles import Titles
-from overheard.storage import parse_fields
+from overheard.storage import parse_fields, parse_json, read_text
 
 CONFIG = "config.json"
 RANKS = "ranks.json"
@@ -174,12 +173,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(str(path), "no such file", REMEDY)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(str(path), "no JSON", REMEDY) from error
+    return parse_json(read_text(path, REMEDY), str(path), REMEDY)
 
 
 def _has(row: Any, wanted: dict[str, tuple[type, ...]]) -> bool:
