@@ -17,7 +17,7 @@ from overheard.audit.folder import CONFIG
 from overheard.audit.price import Price, priced
 from overheard.audit.records import RESULTS, AuditRecord, load_records, to_line
 from overheard.errors import InputError
-from overheard.storage import write_text
+from overheard.storage import parse_json, read_text, write_text
 
 RANKS, EXAMPLES = "ranks.json", "examples"
 EXAMPLE_FILES = ("features.safetensors", "example.json", "original.flac", "true_features.flac", "recovered.flac")
@@ -61,12 +61,12 @@ def join_audits(folders: Sequence[Path], out: Path, prices: Sequence[Price]) -> 
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        found = parse_json(read_text(folder / CONFIG, REMEDY), str(folder / CONFIG), REMEDY)
         for part, key in (("threat_model", "given"), ("threat_model", "not_given"), ("corpus", "path")):
             found[part][key]
         for key in ("command", "created", "versions", "settings", "threads", "device"):
             found[key]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(str(folder / CONFIG), "no configuration of an audit", REMEDY) from error
     return found
 
@@ -124,8 +124,11 @@ def _ranks(folders: Sequence[Path]) -> list[dict[str, Any]]:
         if not path.is_file():
             continue
         try:
-            scans = [(scan["model"], scan["attacked"], scan) for scan in json.loads(path.read_text(encoding="utf-8"))]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            scans = [
+                (scan["model"], scan["attacked"], scan)
+                for scan in parse_json(read_text(path, REMEDY), str(path), REMEDY)
+            ]
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(str(path), "no list of rank scans", REMEDY) from error
         for model, attacked, scan in scans:
             if model in found and attacked and not found[model]["attacked"]:
