@@ -9,7 +9,7 @@ from overheard.attacks.likelihood import NoisyLayer, most_likely_features
 from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.rank import rank_above_noise
 from overheard.attacks.rounding import grid_step, rounding_size, scales_of
-from overheard.attacks.span_solver import row_space, solve_span
+from overheard.attacks.span_solver import SpanSolver, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.federation.update import ClientUpdate
 
@@ -51,7 +51,7 @@ def test_noise_is_met_with_likelihood(level: float, better: float) -> None:
     matrix = torch.cat(
         [noisy.update.tensors["input_layers.0.weight"], noisy.update.tensors["input_layers.0.bias"][:, None]], dim=1
     )
-    plain = solve_span(row_space(matrix.double())[0][:50], layer, 50)
+    plain = SpanSolver(row_space(matrix.double())[0][:50], layer).solve(50)
     assert plain is not None
     closed = float((plain.features - batch.features[:, 0]).square().mean().sqrt())
     assert error < better * closed / float(batch.features.square().mean().sqrt())

@@ -11,7 +11,7 @@ from overheard.attacks import span
 from overheard.attacks.length_scan import length_scan
 from overheard.attacks.observation import Prior
 from overheard.attacks.span_equations import normal_equations
-from overheard.attacks.span_solver import projector_on_complement, row_space, solve_span
+from overheard.attacks.span_solver import SpanSolver, projector_on_complement, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.federation.client import ClientSettings
 from overheard.speech.alphabet import Alphabet
@@ -99,7 +99,7 @@ def test_features_unrelated_to_the_update_do_not_pass_as_unique() -> None:
     layer = find_windowed_layer(small_deepspeech1(), 26)
     assert layer is not None
     random = torch.linalg.qr(torch.randn(131, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
-    solution = solve_span(random, layer, 40)
+    solution = SpanSolver(random, layer).solve(40)
     assert solution is None or solution.predicted_error > 1e-2
 
 
@@ -232,7 +232,7 @@ def test_the_length_scan_equals_solving_for_each_length(lengths: list[int]) -> N
     scan = length_scan(projector, layer, 22)
     assert sorted(scan) == list(range(1, 23))
     for length, value in scan.items():
-        solution = solve_span(basis[: sum(lengths)], layer, length)
+        solution = SpanSolver(basis[: sum(lengths)], layer).solve(length)
         if solution is None:
             continue
         shown = torch.nn.functional.pad(layer.windows(solution.features), (0, 1), value=1.0)

@@ -22,7 +22,7 @@ from overheard.attacks.noisy_span import NoisyRecovery, recover_from_noise
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import layer_matrix, precision_of, rank_of_spectrum
 from overheard.attacks.repeated_frames import Restored, restore_repeats
-from overheard.attacks.span_solver import SpanSolution, projector_on_complement, row_space, solve_span
+from overheard.attacks.span_solver import SpanSolution, SpanSolver, projector_on_complement, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
 
@@ -166,8 +166,9 @@ def _solve_batch(
     best: list[SpanSolution] = []
     for positions in _near(rank, min(layer.capacity, len(basis) - 1), config.neighbours):
         span = basis[:positions]
+        solver = SpanSolver(span, layer)
         for lengths in _lengths(span, layer, positions, size, observation.prior.num_frames):
-            solved = [solve_span(span, layer, num_frames) for num_frames in lengths]
+            solved = [solver.solve(num_frames) for num_frames in lengths]
             solutions = [each for each in solved if each is not None]
             if len(solutions) > len(best) or (
                 len(solutions) == len(best) and best and _worst(solutions) < _worst(best)

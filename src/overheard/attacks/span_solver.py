@@ -43,32 +43,67 @@ def projector_on_complement(basis: Float[Tensor, "P C"]) -> Float[Tensor, "C C"]
     return torch.eye(basis.shape[1], dtype=basis.dtype) - basis.T @ basis
 
 
-def solve_span(basis: Float[Tensor, "P C"], layer: WindowedLayer, num_frames: int) -> SpanSolution | None:
-    """Least-squares features whose windows lie in a span; None where the equations leave them undetermined.
+class SpanSolver:
+    """Utterances of any length from one span.
 
-    Args:
+    What stands behind the last frame is zero padding, so that of all lengths that give one number of positions the
+    equations of a shorter one are the first of the longest's, and so is their Cholesky factor: it is computed once.
+    """
+
+    def __init__(self, basis: Float[Tensor, "P C"], layer: WindowedLayer) -> None:
+        """Args:
         basis: orthonormal rows that span [u_p, 1], columns sorted by frame, then feature, then the constant.
         layer: how the windows lie.
-        num_frames: T.
-    """
-    positions, size = basis.shape
-    projector = projector_on_complement(basis)
-    band, right = normal_equations(projector, layer, num_frames, layer.num_positions(num_frames))
-    try:
-        factor = (cholesky_banded(band, lower=True, check_finite=False), True)
-    except LinAlgError:
-        return None
-    solution = cho_solve_banded(factor, right, check_finite=False)
-    features = torch.from_numpy(solution).view(num_frames, layer.num_features)
-    windows = torch.nn.functional.pad(layer.windows(features), (0, 1), value=1.0)
-    outside = windows - (windows @ basis.T) @ basis
-    residual = float(outside.square().mean().sqrt())
-    equations = windows.shape[0] * (size - positions)
-    noise = float(outside.square().sum() / max(1, equations - features.numel()))
-    worst = (noise / smallest_eigenvalue(factor, len(right))) ** 0.5
-    scale = max(float(features.square().mean().sqrt()), torch.finfo(torch.float64).tiny)
-    likely = noise**0.5 * mean_deviation(factor, len(right))
-    return SpanSolution(features, residual / float(windows.square().mean().sqrt()), worst / scale, likely / scale)
+        """
+        self._basis, self._layer = basis, layer
+        self._last: _Factored | None = None
+
+    def solve(self, num_frames: int) -> SpanSolution | None:
+        """Least-squares features (T, F) whose windows lie in the span; None where they are left undetermined.
+
+        Args:
+            num_frames: T.
+        """
+        last, positions = self._last, self._layer.num_positions(num_frames)
+        if last is None or last.num_frames < num_frames or self._layer.num_positions(last.num_frames) != positions:
+            last = self._factor(max(self._layer.lengths(positions)))
+        if last.band is None and last.num_frames > num_frames:
+            last = self._factor(num_frames)
+        self._last = last
+        return None if last.band is None else self._solution(num_frames, last.band, last.right)
+
+    def _factor(self, num_frames: int) -> "_Factored":
+        projector, positions = projector_on_complement(self._basis), self._layer.num_positions(num_frames)
+        band, right = normal_equations(projector, self._layer, num_frames, positions)
+        try:
+            return _Factored(num_frames, cholesky_banded(band, lower=True, check_finite=False), right)
+        except LinAlgError:
+            return _Factored(num_frames, None, right)
+
+    def _solution(self, num_frames: int, band: np.ndarray, right: np.ndarray) -> SpanSolution:
+        layer, basis, (positions, size) = self._layer, self._basis, self._basis.shape
+        right = right[: num_frames * layer.num_features]
+        factor = (band[:, : len(right)], True)
+        solution = cho_solve_banded(factor, right, check_finite=False)
+        features = torch.from_numpy(solution).view(num_frames, layer.num_features)
+        windows = torch.nn.functional.pad(layer.windows(features), (0, 1), value=1.0)
+        outside = windows - (windows @ basis.T) @ basis
+        residual = float(outside.square().mean().sqrt())
+        equations = windows.shape[0] * (size - positions)
+        noise = float(outside.square().sum() / max(1, equations - features.numel()))
+        worst = (noise / smallest_eigenvalue(factor, len(right))) ** 0.5
+        scale = max(float(features.square().mean().sqrt()), torch.finfo(torch.float64).tiny)
+        likely = noise**0.5 * mean_deviation(factor, len(right))
+        return SpanSolution(features, residual / float(windows.square().mean().sqrt()), worst / scale, likely / scale)
+
+
+@dataclass(frozen=True)
+class _Factored:
+    """The equations of one length: Cholesky factor in banded form, None where there is none, and right-hand side."""
+
+    num_frames: int
+    band: np.ndarray | None
+    right: np.ndarray
 
 
 def mean_deviation(factor: tuple[np.ndarray, bool], size: int, draws: int = 4) -> float:
