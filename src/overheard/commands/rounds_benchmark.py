@@ -39,5 +39,5 @@ def rounds_table(
             engine = ENGINES.get(row.workers, f"Flower, {row.workers} workers")
             table.add_row(engine, str(row.clients), *(f"{value:.2f}" for value in measured), *sizes)
             found = f"{row.seconds:.2f} s a round, {row.overhead:.2f} s of them beyond the clients' computing"
-            console.print(f"{engine}, {row.clients} clients: {found}", highlight=False)
+            console.print(f"{engine}, {row.clients} clients: {found}", highlight=False, soft_wrap=True)
     console.print(table)

@@ -11,6 +11,8 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would hide the GPUs from workers that ask for none, and says at length that it will stop doing so.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray would let its workers wait for everything else on the machine, past any deadline.
+    "RAY_worker_niceness": "0",
 }
 
 
