@@ -95,8 +95,8 @@ def verdict_sentences(found: Sequence[Standing]) -> list[str]:
     defences, leaking = _defences(found), _leaking(found)
     partly = {each.defence for each in found if each.outcome == "in part"} - leaking
     kinds = (
-        ("Utterances came back whole under {}.", leaking & defences),
-        ("Parts came back under {}, but no utterance whole.", partly & defences),
+        ("Utterances of at least one model came back whole under {}.", leaking & defences),
+        ("Parts of utterances came back under {}, but none whole.", partly & defences),
         ("Nothing came back under {}: this holds for the attacks that were tried, and for no others.",
          defences - leaking - partly),
     )  # fmt: skip
