@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from overheard.errors import InputError
 
 POLL = 0.05
-"""Seconds between two looks for replies."""
+"""Seconds between two looks for replies, at least."""
 RESTART = 1.0
 """Seconds until a worker that starts again is asked once more."""
 APP_ERROR = 1
@@ -73,11 +73,14 @@ class PatientGrid(Grid):
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         while waiting and (end is None or time.monotonic() < end):
+            asked = time.monotonic()
             arrived = list(self.pull_messages(waiting))
+            # To ask after hundreds of replies takes long by itself: it may have a tenth of the time.
+            pause = max(POLL, 9 * (time.monotonic() - asked))
             waiting -= {message.metadata.reply_to_message_id for message in arrived}
             again = [message for message in arrived if _was_restarting(message)]
             replies += [message for message in arrived if not _was_restarting(message)]
-            if (waiting or again) and self.stop.wait(RESTART if again else POLL):
+            if (waiting or again) and self.stop.wait(max(RESTART, pause) if again else pause):
                 raise Stopped
             waiting |= set(self.push_messages([_copy(told[each.metadata.src_node_id]) for each in again]))
         return replies

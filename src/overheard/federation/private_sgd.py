@@ -4,7 +4,8 @@ Per-utterance gradients come from one backward pass for each utterance, so that 
 layers, and memory holds two gradients at most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from lhotse import MonoCut
@@ -83,10 +84,21 @@ def _sample_gradient(model: nn.Module, heard: Heard, parameters: Sequence[nn.Par
     loss = None
     if heard.batch is not None:
         device = parameters[0].device
-        value = utterance_losses(model, heard.batch.to(device), zero_infinity=True).sum()
-        found = torch.autograd.grad(value, list(parameters), materialize_grads=True)
+        with _without_onednn():
+            value = utterance_losses(model, heard.batch.to(device), zero_infinity=True).sum()
+            found = torch.autograd.grad(value, list(parameters), materialize_grads=True)
         if all(bool(each.isfinite().all()) for each in found):
             gradients, loss = found, float(value.detach())
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad_sample = gradient[None]  # pyright: ignore[reportAttributeAccessIssue]
     return loss
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """oneDNN takes 20 times as long for the first convolution of one utterance as for that of four."""
+    before = torch.backends.mkldnn.set_flags(False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(before[0])
