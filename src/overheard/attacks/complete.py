@@ -6,10 +6,11 @@ from typing import Any, Literal
 from overheard.attacks.certificate import Certificate, certify
 from overheard.attacks.ladder import LADDER, LadderConfig, climb
 from overheard.attacks.observation import Observation, Reconstruction
-from overheard.attacks.output_layer import FLOAT32
+from overheard.attacks.output_layer import FLOAT32, run_output_layer
 from overheard.attacks.registry import AUTO, check_update, config_of, run_attack
 from overheard.attacks.resimulation import trace
 from overheard.attacks.transcript import recover_transcripts
+from overheard.attacks.update_scale import rescaled, update_scale
 from overheard.metering import metered
 from overheard.recognition.configuration import config_from_json
 
@@ -65,7 +66,8 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
     """Add what was said, and whether the update follows from it all, to features that an attack brought back.
 
     Transcripts that the attacker is declared to know are used as they are, and diagnostics say so; those of several
-    utterances are put into the features' order where the output layer tells it.
+    utterances are put into the features' order where the output layer tells it. A factor that the update carries, as
+    from clipping, is taken out first; see `update_scale`.
 
     Args:
         observation: all that the attacker sees.
@@ -78,12 +80,16 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
     model, update = observation.model, observation.update
     declared = observation.prior.transcripts
     traced = trace(model, reconstruction.features, update.protocol.mode) if certificate else None
+    run = traced.run if traced else run_output_layer(model, reconstruction.features, update.protocol.mode)
     diagnostics = dict(reconstruction.diagnostics)
+    scale = 1.0 if run is None else update_scale(update, run)
+    if scale != 1.0:
+        update, diagnostics["update_scale"] = rescaled(update, scale), scale
     if declared is not None and len(declared) == len(reconstruction.features) == 1:
         transcripts: tuple[str | None, ...] = declared
         diagnostics["transcript_source"] = "declared"
     else:
-        found = recover_transcripts(model, update, reconstruction.features, run=traced and traced.run)
+        found = recover_transcripts(model, update, reconstruction.features, run=run)
         transcripts = found.texts
         diagnostics |= {
             "transcript_source": "output layer",

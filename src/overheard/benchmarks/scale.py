@@ -1,8 +1,8 @@
 """What one utterance costs an attacker, as a function of its duration, of the model's units and of the batch.
 
 Time is CPU time of one thread, which does not depend on what else the machine does; memory is the peak of the attack
-above what was held before; bytes are those of the update; operations are counted in one more run, whose time is not. A law `a x^b` is fitted to each by least squares of
-logarithms.
+above what was held before; bytes are those of the update; operations are counted in one more run, whose time is not. A
+law `a x^b` is fitted to each by least squares of logarithms.
 """
 
 import math
