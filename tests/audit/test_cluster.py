@@ -25,6 +25,7 @@ def address() -> Iterator[str]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
+        assert cluster.address is not None
         yield cluster.address
     finally:
         cluster.shutdown()
