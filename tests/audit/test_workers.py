@@ -1,6 +1,8 @@
 """Workers that die, hang or eat memory lose nobody's work but their own; so does a run that is killed."""
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +112,22 @@ def test_a_model_that_cannot_be_had_is_no_record(place: Path) -> None:
     assert not (place / "out" / "results.jsonl").exists()
 
 
+def _workers_of(group: int) -> list[Path]:
+    """Processes of a group that loky started, below /proc."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(each.name)) == group and b"popen_loky" in (each / "cmdline").read_bytes():
+                found.append(each)
+    assert len(found) >= 2
+    return found
+
+
+def _blocks_interrupts(process: Path) -> bool:
+    blocked = re.search(r"^SigBlk:\s*(\w+)", (process / "status").read_text(), re.MULTILINE)
+    return blocked is not None and bool(int(blocked[1], 16) >> (signal.SIGINT - 1) & 1)
+
+
 def _stop_behind(place: Path, out: Path, wanted: int, ending: signal.Signals) -> None:
     """Start the command and stop it when it has kept so many records, in a group of its own as a terminal does."""
     command = [sys.executable, "-m", "overheard", "grid", "slow.toml", "--out", str(out), "--workers", "2"]
@@ -131,6 +149,8 @@ def _stop_behind(place: Path, out: Path, wanted: int, ending: signal.Signals) ->
         if results.exists() and results.read_text().count("\n") >= wanted:
             break
         time.sleep(0.02)
+    if sys.platform == "linux":
+        assert all(_blocks_interrupts(worker) for worker in _workers_of(process.pid))
     os.kill(process.pid, ending) if ending == signal.SIGKILL else os.killpg(process.pid, ending)
     process.wait(timeout=PATIENCE)
     said = errors.read_text()

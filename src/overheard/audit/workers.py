@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -161,6 +162,8 @@ def _interrupts_held() -> Iterator[None]:
     It goes to all processes of a terminal's group, but the caller alone is to answer it and end its workers. A
     blocked signal stays blocked in what is started meanwhile (`man 7 signal`), from its first instruction on.
     """
+    # Loky starts this one of Python's with the first worker, which would let interrupts through from then on.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
