@@ -20,6 +20,14 @@ def test_rank_of_a_product_with_float32_rounding(rank: int, shape: tuple[int, in
     assert found.margin > 10
 
 
+def test_exact_zeros_behind_the_rounding_do_not_end_the_spectrum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    product = torch.randn(64, 40, generator=generator) * 10.0 ** -torch.linspace(0, 4, 40)
+    matrix = torch.zeros(64, 60, dtype=torch.float64)  # twelve of its inputs were zero for all positions
+    matrix[:, :48] = (product @ torch.randn(40, 48, generator=generator)).double()
+    assert numerical_rank(matrix, torch.finfo(torch.float32).eps).rank == 40
+
+
 def test_full_rank_and_zero() -> None:
     generator = torch.Generator().manual_seed(0)
     full = numerical_rank(torch.randn(30, 20, generator=generator, dtype=torch.float64), 1e-7)
