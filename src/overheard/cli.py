@@ -278,6 +278,7 @@ def listen(
     corpus: Path | None = None,
     speakers: str | None = None,
     recogniser: str | None = None,
+    vocoder: str | None = None,
     threads: int = DEFAULT_THREADS,
 ) -> None:
     """Listen to the audio that an audit kept: whose voice it is, what another recogniser hears, how close it sounds.
@@ -291,11 +292,12 @@ def listen(
         corpus: whose other utterances teach what each speaker sounds like
         speakers: what compares voices: resemblyzer, or timbre, which needs nothing and hears little
         recogniser: what listens for words: a trained model's path, or whisper:base
+        vocoder: makes the audio of the features anew: griffin-lim, as audits do, or vocos, which needs a network once
         threads: for torch
     """
     from overheard.commands import audits
 
-    audits.listen_to(directory, corpus, speakers, recogniser, threads)
+    audits.listen_to(directory, corpus, speakers, recogniser, vocoder, threads)
 
 
 def report(

@@ -1,5 +1,6 @@
 """Listening to a run: three versions of each utterance, ranks and words where they can be had, reasons where not."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from overheard.audit.plan import AuditPlan
 from overheard.audit.records import AuditRecord, load_records
 from overheard.audit.runner import run_audit
 from overheard.errors import InputError
+from overheard.metrics import vocoders
 from overheard.metrics.speaker import SAMPLE_RATE
 
 MODEL = '{"name": "deepspeech1", "config": {"hidden_size": 96, "context": 2}}'
@@ -76,6 +78,28 @@ def test_either_part_alone(run: Path) -> None:
     hearing = heard(listen(run, None, None, None, QUIET)[0], "true_features")
     assert hearing.mel_cepstral_distortion_db is not None
     assert (hearing.encoder, hearing.recogniser, hearing.transcript) == (None, None, None)
+
+
+def test_audio_is_made_anew_by_another_vocoder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = heard(listen(run, None, None, None, QUIET)[0], "recovered")
+    assert first.vocoder == "griffin-lim"
+    # As loud again and the other way round: another audio, whose features are other ones.
+    monkeypatch.setitem(vocoders.VOCODERS, "louder", lambda: lambda draft, rate: -2 * draft)
+    records = listen(run, None, None, None, QUIET, "louder")
+    assert records == load_records(run)
+    for record in records:
+        told = json.loads((run / str(record.example) / "example.json").read_text())
+        assert heard(record, "original").vocoder is None
+        for source, name in (("true_features", "true"), ("recovered", "recovered")):
+            hearing = heard(record, source)
+            assert (hearing.vocoder, told["vocoder"]) == ("louder", "louder")
+            assert hearing.reanalysis_mae == told[f"{name}_audio_reanalysis_mae"]
+        assert told["audio_method"].endswith("said again by louder")
+    louder = heard(records[0], "recovered")
+    assert (louder.reanalysis_mae or 0.0) > 2 * (first.reanalysis_mae or 1.0)
+    assert json.loads((run / "config.json").read_text())["listening"]["vocoders"] == ["louder"]
+    # And back.
+    assert heard(listen(run, None, None, None, QUIET, "griffin-lim")[0], "recovered") == first
 
 
 def test_what_cannot_be_is_named(run: Path, tmp_path: Path) -> None:

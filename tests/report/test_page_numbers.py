@@ -76,6 +76,9 @@ def of_voice(hearings: Sequence[Hearing]) -> Wanted:
         "Median STOI": middle([hearing.stoi for hearing in hearings]),
         "Median LSD (dB)": middle([hearing.log_spectral_distance_db for hearing in hearings]),
         "Median MCD (dB)": middle([hearing.mel_cepstral_distortion_db for hearing in hearings]),
+        "Median SI-SDR (dB)": middle([hearing.si_sdr_db for hearing in hearings]),
+        "Median PESQ": middle([hearing.pesq for hearing in hearings]),
+        "Median error of its features": middle([hearing.reanalysis_mae for hearing in hearings]),
     }
 
 

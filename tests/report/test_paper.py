@@ -121,7 +121,7 @@ def test_every_citation_has_its_entry_and_every_entry_is_cited_or_a_tool(paper: 
     assert "Version 0.1.0" in entries
     assert balanced(text.replace(r"\'", ""))
     assert "gradient" in text
-    assert len(re.findall("^@", REFERENCES.read_text(encoding="utf-8"), re.MULTILINE)) == 15
+    assert len(re.findall("^@", REFERENCES.read_text(encoding="utf-8"), re.MULTILINE)) == 16
 
 
 def test_hostile_reasons_stay_text() -> None:

@@ -10,36 +10,70 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.observation import Reconstruction
+from overheard.errors import InputError
 from overheard.metrics.features import match_utterances
 from overheard.metrics.truth import Truth
+from overheard.metrics.vocoders import Vocoder
 from overheard.metrics.waveform import waveform_from_features
-from overheard.storage import write_tensors, write_text, written_whole
+from overheard.recognition.configuration import config_from_file
+from overheard.speech.features import FrontEndConfig
+from overheard.storage import parse_json, read_tensors, read_text, write_tensors, write_text, written_whole
+
+FEATURES = "features.safetensors"
+DETAILS = "example.json"
+MADE = {"true": "true_features", "recovered": "recovered"}
+"""Features that an example keeps, and where the audio made of them is."""
 
 
 def keep_example(folder: Path, reconstruction: Reconstruction, truth: Truth) -> None:
     """Write the first utterance of an update: what was said, and what came back, as features and as audio."""
     said = truth.utterances[0]
     index = match_utterances(reconstruction.features, (said.features,)).get(0)
-    recovered = None if index is None else reconstruction.features[index].float()
-    tensors = {"true": said.features} | ({} if recovered is None else {"recovered": recovered})
-    write_tensors(folder / "features.safetensors", tensors, {"front_end": asdict(truth.front_end)})
+    tensors = {"true": said.features}
+    if index is not None:
+        tensors["recovered"] = reconstruction.features[index].float()
+    write_tensors(folder / FEATURES, tensors, {"front_end": asdict(truth.front_end)})
     if said.waveform is not None:
         _write_audio(folder / "original.flac", said.waveform, truth.front_end.sample_rate)
-    made = waveform_from_features(said.features, truth.front_end)
-    _write_audio(folder / "true_features.flac", made.samples, made.sample_rate)
-    reanalysis = None
-    if recovered is not None:
-        remade = waveform_from_features(recovered, truth.front_end)
-        _write_audio(folder / "recovered.flac", remade.samples, remade.sample_rate)
-        reanalysis = remade.reanalysis_mae
     described = {
         "transcript_true": said.transcript,
         "transcript_recovered": None if index is None else reconstruction.transcripts[index],
         "spectrum": reconstruction.diagnostics.get("spectrum"),
-        "audio_method": made.method,
-        "recovered_audio_reanalysis_mae": reanalysis,
+        **_write_made(folder, tensors, truth.front_end, Vocoder()),
     }
-    write_text(folder / "example.json", json.dumps(described, indent=1))
+    write_text(folder / DETAILS, json.dumps(described, indent=1))
+
+
+def remake_audio(folder: Path, vocoder: Vocoder) -> None:
+    """Make the audio of an example's features anew, with another vocoder.
+
+    Raises:
+        InputError: no example there, or one that cannot be read.
+    """
+    path = folder / FEATURES
+    tensors, metadata = read_tensors(path, "example's features")
+    front_end = config_from_file(FrontEndConfig, metadata.get("front_end"), path, "front end")
+    remedy = "audit again"
+    described = parse_json(read_text(folder / DETAILS, remedy), str(folder / DETAILS), remedy)
+    if not isinstance(described, dict) or "true" not in tensors:
+        raise InputError(str(folder), "no example", remedy)
+    made = _write_made(folder, {name: tensor.float() for name, tensor in tensors.items()}, front_end, vocoder)
+    write_text(folder / DETAILS, json.dumps(described | made, indent=1))
+
+
+def _write_made(
+    folder: Path, tensors: dict[str, Tensor], front_end: FrontEndConfig, vocoder: Vocoder
+) -> dict[str, str | float | None]:
+    """Write audio made from features, true and recovered; returns what there is to say of it."""
+    said: dict[str, str | float | None] = {}
+    for name, stem in MADE.items():
+        said[f"{name}_audio_reanalysis_mae"] = None
+        if name in tensors and len(tensors[name]):
+            made = waveform_from_features(tensors[name], front_end, vocoder=vocoder)
+            _write_audio(folder / f"{stem}.flac", made.samples, made.sample_rate)
+            said |= {"audio_method": made.method, "vocoder": made.vocoder}
+            said[f"{name}_audio_reanalysis_mae"] = made.reanalysis_mae
+    return said
 
 
 def _write_audio(path: Path, samples: Float[Tensor, " S"], sample_rate: int) -> None:

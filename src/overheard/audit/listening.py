@@ -9,29 +9,39 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from overheard.audit.examples import DETAILS, MADE, remake_audio
 from overheard.audit.records import RESULTS, SOURCES, AuditRecord, Hearing, Source, load_records, to_line
 from overheard.errors import InputError
 from overheard.metrics.audio_quality import score_audio
 from overheard.metrics.recogniser import Listener, listener
 from overheard.metrics.speaker import SAMPLE_RATE, Encoder, Enrolment, enrol, identify, speaker_encoder
+from overheard.metrics.vocoders import vocoder as named_vocoder
 from overheard.metrics.words import count_errors
 from overheard.speech.audio import read_audio
 from overheard.speech.corpus import Selection, load_corpus, load_utterance, select
-from overheard.storage import write_text
+from overheard.storage import parse_json, read_text, write_text
 
 NOTHING = "nothing came back"
+AUDIO_OF = {stem: name for name, stem in MADE.items()}
+"""Versions of the audio that were made from features, and which features those are."""
 UTTERANCES_PER_SPEAKER = 8
 """Enrolled of each: the mean of more moves little."""
 
 
 def listen(
-    folder: Path, corpus: Path | None, encoder: str | None, recogniser: str | None, console: Console
+    folder: Path,
+    corpus: Path | None,
+    encoder: str | None,
+    recogniser: str | None,
+    console: Console,
+    vocoder: str | None = None,
 ) -> list[AuditRecord]:
     """Add hearings to the records of a run, and write its results.jsonl anew.
 
@@ -41,6 +51,7 @@ def listen(
         encoder: name of a speaker encoder; None leaves voices out.
         recogniser: name of an outside recogniser; None leaves words out.
         console: for progress.
+        vocoder: name of what makes the audio of the features anew; None listens to what is there.
 
     Raises:
         InputError: no examples were kept, or no speaker can be enrolled, or a back end cannot be had.
@@ -50,6 +61,7 @@ def listen(
     if not heard:
         raise InputError(str(folder), "no example with its original audio", "audit with --examples above 0")
     listen_for_words = None if recogniser is None else listener(recogniser)
+    speak_again = None if vocoder is None else named_vocoder(vocoder)
     voices, encode = None, None
     if encoder is not None and corpus is not None:
         encode = speaker_encoder(encoder)
@@ -59,10 +71,12 @@ def listen(
     for record in track(heard, "listen", console=console, transient=True):
         assert record.example is not None
         if record.example not in by_example:
+            if speak_again is not None:
+                remake_audio(folder / record.example, speak_again)
             by_example[record.example] = ear.hear(folder / record.example, record)
     changed = [_with_hearings(record, by_example.get(record.example or "", record.hearings)) for record in records]
     write_text(folder / RESULTS, "".join(map(to_line, changed)))
-    _note(folder, corpus, voices, encoder, recogniser)
+    _note(folder, corpus, voices, encoder, recogniser, vocoders_heard(changed))
     return changed
 
 
@@ -83,10 +97,14 @@ class _Ear:
     def hear(self, place: Path, record: AuditRecord) -> tuple[Hearing, ...]:
         """One utterance in its three versions."""
         original = read_audio(place / "original.flac", SAMPLE_RATE)
+        made = _made(place)
         hearings = []
         for source in SOURCES:
             path = place / f"{source}.flac"
             hearing = Hearing(source, encoder=self.names["encoder"], recogniser=self.names["recogniser"])
+            if source in AUDIO_OF and path.is_file():
+                closeness = made.get(f"{AUDIO_OF[source]}_audio_reanalysis_mae")
+                hearing = replace(hearing, vocoder=made.get("vocoder"), reanalysis_mae=closeness)
             if not path.is_file():
                 hearings.append(self._nothing(hearing, record))
                 continue
@@ -123,6 +141,22 @@ class _Ear:
         if self.words is not None:
             hearing = _with_words(hearing, "", record.transcript_true)
         return replace(hearing, reasons=reasons)
+
+
+def _made(place: Path) -> dict[str, Any]:
+    """What an example says of how its audio was made; nothing where it says nothing."""
+    path = place / DETAILS
+    if not path.is_file():
+        return {}
+    told = parse_json(read_text(path, "audit again"), str(path), "audit again")
+    kinds = {"vocoder": str} | {f"{name}_audio_reanalysis_mae": float for name in MADE}
+    told = told if isinstance(told, dict) else {}
+    return {name: told[name] for name, kind in kinds.items() if isinstance(told.get(name), kind)}
+
+
+def vocoders_heard(records: Sequence[AuditRecord]) -> list[str]:
+    """Names of what made the audio of these records, each once."""
+    return list(dict.fromkeys(each.vocoder for record in records for each in record.hearings if each.vocoder))
 
 
 def _with_words(hearing: Hearing, transcript: str, true: str | None) -> Hearing:
@@ -169,7 +203,12 @@ def _of(hearings: Sequence[Hearing], source: Source) -> Hearing | None:
 
 
 def _note(
-    folder: Path, corpus: Path | None, voices: Enrolment | None, encoder: str | None, recogniser: str | None
+    folder: Path,
+    corpus: Path | None,
+    voices: Enrolment | None,
+    encoder: str | None,
+    recogniser: str | None,
+    vocoders: Sequence[str],
 ) -> None:
     """Keep in config.json what listened."""
     path = folder / "config.json"
@@ -180,5 +219,6 @@ def _note(
         "speakers_enrolled": len(voices.speakers) if voices else None,
         "utterances_per_speaker": UTTERANCES_PER_SPEAKER if voices else None,
         "recogniser": recogniser,
+        "vocoders": [*vocoders],
     }
     write_text(path, json.dumps(config, indent=1))

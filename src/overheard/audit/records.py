@@ -32,6 +32,8 @@ class Hearing:
     Attributes:
         source: what was said; audio made from the true features, the best that any attack could give; or audio made
             from the recovered ones.
+        vocoder: name of what made the audio of features.
+        reanalysis_mae: mean absolute difference between the features of that audio and those that it was made from.
         log_spectral_distance_db: to the original, dB.
         mel_cepstral_distortion_db: to the original, dB.
         stoi: short-time objective intelligibility, 0 to 1.
@@ -52,6 +54,8 @@ class Hearing:
     """
 
     source: Source
+    vocoder: str | None = None
+    reanalysis_mae: float | None = None
     log_spectral_distance_db: float | None = None
     mel_cepstral_distortion_db: float | None = None
     stoi: float | None = None

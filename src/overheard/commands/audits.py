@@ -73,7 +73,9 @@ def demo(out: Path, seed: int, threads: int) -> None:
     audit(plan, out / "audit", "cpu", threads)
 
 
-def listen_to(folder: Path, corpus: Path | None, speakers: str | None, recogniser: str | None, threads: int) -> None:
+def listen_to(
+    folder: Path, corpus: Path | None, speakers: str | None, recogniser: str | None, vocoder: str | None, threads: int
+) -> None:
     """Add hearings to a run's records, and write its page anew.
 
     Raises:
@@ -82,7 +84,7 @@ def listen_to(folder: Path, corpus: Path | None, speakers: str | None, recognise
     if speakers is not None and corpus is None:
         raise InputError("speakers", "no corpus to learn voices from", "give one with --corpus")
     set_up("cpu", threads)
-    listen(folder, corpus, speakers, recogniser, Console())
+    listen(folder, corpus, speakers, recogniser, Console(), vocoder)
     report(folder, redact=False)
 
 

@@ -1,6 +1,7 @@
 """Features -> a waveform to listen to, with a statement of how far its own features are from those asked for.
 
-Three steps: undo the normalisation, return to magnitudes of the STFT, find a phase by fast Griffin-Lim.
+Three steps: undo the normalisation, return to magnitudes of the STFT, find a phase by fast Griffin-Lim. A neural
+vocoder may say the outcome again; see `vocoders`.
 
 What no step can return, because the features do not hold it:
 - every kind: the phase, and with it the sign of the waveform;
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.errors import InputError
+from overheard.metrics.vocoders import Vocoder
 from overheard.speech.features import MEL_POWER_FLOOR, FrontEnd, FrontEndConfig
 
 Decibels = float
@@ -44,6 +46,7 @@ class Waveform:
         samples: (S,) within [-1, 1], S = (T - 1) * hop + hop // 2.
         sample_rate: Hertz.
         method: how it was made, for a report.
+        vocoder: its name.
         reanalysis_mae: mean absolute difference between the features of `samples` and those asked for; 0 is best.
         reanalysis_distance: root mean square of that difference over the standard deviation of the features asked for:
             0 is exact, 1 is as far as their mean. None where the features asked for are constant, as in silence.
@@ -52,6 +55,7 @@ class Waveform:
     samples: Float[Tensor, " S"]
     sample_rate: int
     method: str
+    vocoder: str
     reanalysis_mae: float
     reanalysis_distance: float | None
 
@@ -64,6 +68,7 @@ def waveform_from_features(
     iterations: int = 100,
     reference: Float[Tensor, " _"] | None = None,
     generator: torch.Generator | None = None,
+    vocoder: Vocoder = Vocoder(),
 ) -> Waveform:
     """A waveform whose features are close to those given.
 
@@ -74,6 +79,7 @@ def waveform_from_features(
         reference: any speech at the same sample rate; its mean and deviation then undo the normalisation, and
             `loudness` is not used. Features that were not normalised need neither.
         generator: draws the phases to start from; None is a new one with seed 0.
+        vocoder: what says the outcome of Griffin-Lim again, if anything.
 
     Raises:
         InputError: wrong shape, no frames, NaN or infinity, or `normalise="feature"` without a reference.
@@ -87,6 +93,10 @@ def waveform_from_features(
     magnitude = _magnitude(wanted, front_end, loudness, reference)
     generator = generator or torch.Generator(wanted.device).manual_seed(0)
     samples = fast_griffin_lim(magnitude, front_end, iterations, generator)
+    method = f"{config.kind}, fast Griffin-Lim with {iterations} iterations"
+    if vocoder.speak is not None:
+        samples = vocoder.speak(samples, config.sample_rate).to(samples)
+        method = f"{method}, said again by {vocoder.name}"
     samples = samples / samples.abs().max().clamp_min(1.0)
 
     difference = front_end(samples)[: len(wanted)] - wanted
@@ -94,7 +104,8 @@ def waveform_from_features(
     return Waveform(
         samples=samples,
         sample_rate=config.sample_rate,
-        method=f"{config.kind}, fast Griffin-Lim with {iterations} iterations",
+        method=method,
+        vocoder=vocoder.name,
         reanalysis_mae=float(difference.abs().mean()),
         reanalysis_distance=float(difference.square().mean().sqrt()) / spread if spread > 1e-5 else None,
     )

@@ -13,6 +13,7 @@ REFERENCES = Path(__file__).parent / "templates" / "references.bib"
 MODELS = {"deepspeech1": "hannun2014", "deepspeech2": "amodei2016", "transformer": "vaswani2017"}
 ATTACKS = {"hessian_free": "dang2022", "matching": "zhu2019"}
 ENCODERS = {"resemblyzer": "wan2018"}
+VOCODERS = {"vocos": "siuzdak2024"}
 
 
 def references_used(config: dict[str, Any], records: Sequence[AuditRecord]) -> list[str]:
@@ -30,6 +31,7 @@ def references_used(config: dict[str, Any], records: Sequence[AuditRecord]) -> l
     if any(hearing.stoi is not None for hearing in heard):
         used.append("taal2011")
     used += [ENCODERS[name] for name in _distinct(hearing.encoder for hearing in heard) if name in ENCODERS]
+    used += [VOCODERS[name] for name in _distinct(hearing.vocoder for hearing in heard) if name in VOCODERS]
     if any((hearing.recogniser or "").startswith("whisper:") for hearing in heard):
         used.append("radford2023")
     return list(dict.fromkeys(used))
@@ -72,7 +74,7 @@ def methods(config: dict[str, Any], records: Sequence[AuditRecord]) -> str:
         f"with a mean absolute error of the features below {CLOSE:g}; utterances that failed count as not recovered.",
         f"Rates carry {cited('Wilson score intervals', 'wilson1927')}, medians and error rates "
         f"{cited('percentile bootstrap intervals', 'efron1979')}, both at 95\\,\\%.",
-        _heard(config, used),
+        _heard(config, records, used),
         f"All computations ran on {latex(str(config['device']))} with {latex(str(config['threads']))} threads; "
         f"versions were {latex(', '.join(f'{name} {version}' for name, version in config['versions'].items()))}.",
     ]
@@ -95,12 +97,16 @@ def _shared(records: Sequence[AuditRecord]) -> str:
     return f"Clients {_listed(said)}." if said else ""
 
 
-def _heard(config: dict[str, Any], used: set[str]) -> str:
+def _heard(config: dict[str, Any], records: Sequence[AuditRecord], used: set[str]) -> str:
     listening = config.get("listening")
     if not isinstance(listening, dict):
         return ""
     phase = r"~\cite{perraudin2013}" if "perraudin2013" in used else ""
-    parts = [f"Audio was made from features by fast Griffin-Lim{phase}."]
+    vocoders = _distinct(hearing.vocoder for record in records for hearing in record.hearings)
+    again = [f"{latex(name)}~\\cite{{{VOCODERS[name]}}}" for name in vocoders if name in VOCODERS]
+    part = "in part " if len(vocoders) > len(again) else ""
+    then = f" and {part}said again by the neural vocoder {_listed(again)}" if again else ""
+    parts = [f"Audio was made from features by fast Griffin-Lim{phase}{then}."]
     encoder, recogniser = listening.get("encoder"), listening.get("recogniser")
     if encoder:
         key = ENCODERS.get(str(encoder))

@@ -191,17 +191,18 @@ def _voices(records: Sequence[AuditRecord], titles: Titles) -> Table:
                 speaker.top1 if speaker else None, speaker.chance1 if speaker else None,
                 speaker.top5 if speaker else None, speaker.chance5 if speaker else None,
                 speaker.equal_error_rate if speaker else None, voice.wer, voice.stoi,
-                voice.log_spectral_distance_db, voice.mel_cepstral_distortion_db,
+                voice.log_spectral_distance_db, voice.mel_cepstral_distortion_db, voice.si_sdr_db, voice.pesq,
+                voice.reanalysis_mae,
             )
         )  # fmt: skip
         selections.append(_selection(model=voice.model, defence=voice.defence, hearings=f"source {voice.source}"))
     return Table(
         "voices",
         "What can be heard in audio made from features, beside the original: speakers identified, word error rate of "
-        "an outside recogniser, intelligibility, distances.",
+        "an outside recogniser, intelligibility, distances; how far its features are from those it was made of.",
         (
             "model", "defence", "audio", "top-1", "chance", "top-5", "chance of 5", "EER", "WER", "STOI", "LSD (dB)",
-            "MCD (dB)",
+            "MCD (dB)", "SI-SDR (dB)", "PESQ", "error of its features",
         ),
         tuple(rows),
         tuple(selections),

@@ -26,6 +26,7 @@ class Voice:
         count: utterances listened to.
         encoder: what compared the voices.
         recogniser: what listened for words.
+        vocoder: what made the audio of features; several names where it differs.
         speaker: rates of re-identification; None where no voice was compared.
         wer: word error rate of the recogniser: edits over words of all utterances.
         stoi: median intelligibility, 0 to 1.
@@ -33,6 +34,7 @@ class Voice:
         mel_cepstral_distortion_db: median, dB.
         si_sdr_db: median, dB.
         pesq: median, -0.5 to 4.5.
+        reanalysis_mae: median error of the audio's features against those that it was made of.
     """
 
     model: str | None
@@ -41,6 +43,7 @@ class Voice:
     count: int
     encoder: str | None
     recogniser: str | None
+    vocoder: str | None
     speaker: ReIdentification | None
     wer: Estimate | None
     stoi: Estimate | None
@@ -48,6 +51,7 @@ class Voice:
     mel_cepstral_distortion_db: Estimate | None
     si_sdr_db: Estimate | None
     pesq: Estimate | None
+    reanalysis_mae: Estimate | None
 
 
 def voices(records: Sequence[AuditRecord]) -> list[Voice]:
@@ -87,6 +91,7 @@ def _voice(
         count=len(hearings),
         encoder=next((each.encoder for each in hearings if each.encoder), None),
         recogniser=next((each.recogniser for each in hearings if each.recogniser), None),
+        vocoder=" or ".join(dict.fromkeys(each.vocoder for each in hearings if each.vocoder)) or None,
         speaker=re_identification(trials, silent=max(0, comparable - len(trials))),
         wer=ratio_estimate([each.word_edits or 0 for each in listened], [each.words or 0 for each in listened]),
         stoi=median_estimate([each.stoi for each in hearings]),
@@ -94,4 +99,5 @@ def _voice(
         mel_cepstral_distortion_db=median_estimate([each.mel_cepstral_distortion_db for each in hearings]),
         si_sdr_db=median_estimate([each.si_sdr_db for each in hearings]),
         pesq=median_estimate([each.pesq for each in hearings]),
+        reanalysis_mae=median_estimate([each.reanalysis_mae for each in hearings]),
     )
