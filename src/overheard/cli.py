@@ -228,6 +228,8 @@ def audit(
 
     Example: overheard audit --run runs/federated --out runs/federated-audit
 
+    Of a TOML file, it is overheard grid, with the flags of that: overheard audit grid.toml --out runs/grid
+
     Args:
         out: folder for records, examples and page
         corpus: folder in LibriSpeech's layout, or a manifest
@@ -377,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if list(arguments) == ["--version"]:
         print(f"overheard {__version__}")
         return
+    if list(arguments[:1]) == ["audit"] and arguments[1:2] and arguments[1].endswith(".toml"):
+        arguments = ["grid", *arguments[1:]]
     try:
         tyro.cli(COMMANDS, prog="overheard", args=arguments, description=DESCRIPTION)  # pyright: ignore
     except InputError as error:

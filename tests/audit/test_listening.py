@@ -1,6 +1,7 @@
 """Listening to a run: three versions of each utterance, ranks and words where they can be had, reasons where not."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ MODEL = '{"name": "deepspeech1", "config": {"hidden_size": 96, "context": 2}}'
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two speakers, noise of two colours, two utterances each; a third with one alone."""
+    folder = tmp_path_factory.mktemp("speech")
     generator = np.random.default_rng(0)
     for speaker, width in ((11, 2), (12, 24), (13, 8)):
-        chapter = tmp_path / "corpus" / "part" / str(speaker) / "1"
+        chapter = folder / "corpus" / "part" / str(speaker) / "1"
         chapter.mkdir(parents=True)
         lines = []
         for index in range(1 if speaker == 13 else 2):
@@ -35,18 +37,25 @@ def corpus(tmp_path: Path) -> Path:
             soundfile.write(chapter / f"{speaker}-1-{index:04d}.flac", 0.1 * samples / samples.std(), SAMPLE_RATE)
             lines.append(f"{speaker}-1-{index:04d} ONE TWO\n")
         (chapter / f"{speaker}-1.trans.txt").write_text("".join(lines))
-    return tmp_path / "corpus"
+    return folder / "corpus"
 
 
-@pytest.fixture
-def run(corpus: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def audited(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit of one utterance of each speaker, all of them kept."""
     from overheard.speech.corpus import Selection
 
     chosen = ("11-1-0000", "12-1-0000", "13-1-0000")
     plan = AuditPlan(corpus, Selection(utterances=chosen), models=(MODEL,), examples=3, until="features")
-    run_audit(plan, tmp_path / "run", torch.device("cpu"), QUIET)
-    return tmp_path / "run"
+    out = tmp_path_factory.mktemp("audits") / "run"
+    run_audit(plan, out, torch.device("cpu"), QUIET)
+    return out
+
+
+@pytest.fixture
+def run(audited: Path, tmp_path: Path) -> Path:
+    """A copy of it to listen to."""
+    return Path(shutil.copytree(audited, tmp_path / "run"))
 
 
 def heard(record: AuditRecord, source: str):

@@ -121,6 +121,15 @@ def test_inspect_shows_every_shape_that_reaches_ctc(librispeech: Path, capsys: p
     assert "2 of 2 utterances are feasible" in shown
 
 
+def test_an_audit_of_a_toml_file_is_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr("overheard.commands.grids.run_grid", lambda *arguments: asked.append(arguments))
+    for command in ("grid", "audit"):
+        main([command, "a.toml", "--out", "runs/a", "--workers", "3", "--threads", "1", "--job-seconds", "9"])
+    assert asked[0] == asked[1]
+    assert asked[0][:2] == (Path("a.toml"), Path("runs/a"))
+
+
 def test_every_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["data", "inspect", "--help"], ["audit", "--help"]):
         with pytest.raises(SystemExit) as stopped:

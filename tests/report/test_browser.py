@@ -154,7 +154,7 @@ def sort_every_table(page: Page) -> None:
             })];
         })"""
     )
-    assert {name for name, _ in found} >= {"reasons", "conditions", "voices", "records-title"}
+    assert {name for name, _ in found} >= {"reasons", "conditions", "voices", "records-caption"}
     for name, headings in found:
         assert headings, name
         assert all(said == ["ascending", True, "descending", True] for said in headings), (name, headings)

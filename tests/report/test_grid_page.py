@@ -1,10 +1,11 @@
-"""The page of a grid: every model and defence with its price, voices beside the original, and thousands of records."""
+"""The page of a grid: every model and defence with its price, voices beside the original, and more records than are shown."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from audited_run import BuildRun, record
+from audited_run import BuildRun, record, write_run
 from many_records import grid
 from test_html import Page, squeezed
 
@@ -16,9 +17,9 @@ from overheard.report.run_folder import read_run
 from overheard.report.voices import voices
 
 
-@pytest.fixture
-def page_of_a_grid(build_run: BuildRun) -> Path:
-    return write_report(build_run(list(grid(240)), examples=[]))
+@pytest.fixture(scope="module")
+def page_of_a_grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(write_run(tmp_path_factory.mktemp("grid") / "run", list(grid(240)), examples=[]))
 
 
 def test_numbers_of_a_condition_are_those_of_its_records(page_of_a_grid: Path) -> None:
@@ -55,6 +56,14 @@ def test_voices_are_compared_with_the_original(page_of_a_grid: Path) -> None:
         assert squeezed(f"{top1.successes} / {top1.trials} ({wording.interval(top1)})") in table
         assert squeezed(wording.share_text(each.wer)) in table
     assert "model.safetensors" in table
+    assert "The audio of 30 utterances is compared" in table
+    assert "Audio made from features by griffin-lim, voices by timbre, words by model.safetensors." in table
+
+
+def test_what_is_heard_again_under_other_conditions_is_no_other_utterance(build_run: BuildRun) -> None:
+    records = [replace(each, utterance="u", attack=attack) for each in grid(3) for attack in ("span", "sequential")]
+    text = Page(write_report(build_run(records, examples=[]))).text
+    assert "The audio of 1 utterance, in 6 records, is compared" in text
 
 
 def test_a_redacted_page_has_no_speech(build_run: BuildRun) -> None:
@@ -71,11 +80,11 @@ def test_a_redacted_page_has_no_speech(build_run: BuildRun) -> None:
 
 
 def test_the_page_of_many_records_stays_small(build_run: BuildRun) -> None:
-    folder = build_run(list(grid(2_000)), examples=[])
+    folder = build_run(list(grid(700)), examples=[])
     run = read_run(folder)
     path = write_page(run)
     write_paper(run)
     assert path.stat().st_size < 2_000_000
     text = Page(path).text
-    assert "shows 500 of 2,000 records" in text
+    assert "shows 500 of 700 records" in text
     assert len(re.findall("By condition", text)) == 1

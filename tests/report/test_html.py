@@ -11,6 +11,7 @@ import pytest
 from audited_run import HOSTILE, BuildRun, failed, mixed_records, rank_scans, record
 
 from overheard.errors import InputError
+from overheard.report import html
 from overheard.report.html import write_report
 from overheard.report.summary import summarise
 from overheard.report.wording import headline, model_sentence
@@ -97,6 +98,9 @@ def test_ids_are_unique_and_references_resolve(report: Path) -> None:
     targets = [(value or "").removeprefix("#") for _, name, value in attributes if name == "aria-labelledby"]
     targets += [value[1:] for tag, name, value in attributes if (tag, name) == ("a", "href") and value]
     assert set(targets) <= set(ids)
+    # A screen reader lists landmarks by their names.
+    names = [value for tag, name, value in attributes if name == "aria-labelledby" and tag in ("section", "div")]
+    assert len(names) == len(set(names))
 
 
 def test_same_folder_same_bytes(report: Path) -> None:
@@ -148,10 +152,22 @@ def test_one_condition_needs_no_table(report: Path) -> None:
     assert "By condition" not in Page(report).text
 
 
-def test_examples_beyond_the_limit_are_counted(build_run: BuildRun) -> None:
-    records = [record(0, utterance=f"u{index}") for index in range(9)]
-    page = Page(write_report(build_run(records, examples=range(9))))
-    assert "8 of 9 examples are shown" in page.text
+def test_examples_beyond_the_limit_are_counted(build_run: BuildRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "EXAMPLES", 2)
+    records = [record(0, utterance=f"u{index}") for index in range(3)]
+    page = Page(write_report(build_run(records, examples=range(3))))
+    assert "2 of 3 examples are shown" in page.text
+
+
+def test_examples_of_several_attacks_say_which(build_run: BuildRun) -> None:
+    kinds = [("span", "none"), ("sequential", "sign")]
+    records = [
+        record(0, utterance=f"u{index}", attack=attack, defence=defence)
+        for index, (attack, defence) in enumerate(kinds)
+    ]
+    text = Page(write_report(build_run(records, examples=range(2)))).text
+    assert "u0 DeepSpeech 1, span recovered" in text
+    assert "u1 DeepSpeech 1, sign, sequential recovered" in text
 
 
 def test_an_example_that_was_deleted_is_left_out(build_run: BuildRun) -> None:

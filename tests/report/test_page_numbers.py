@@ -122,7 +122,7 @@ def disagreements(path: Path, records: Sequence[AuditRecord]) -> list[str]:
         *_conditions(tables["conditions"], records),
         *_voices(tables["voices"], records),
         *_reasons(tables["reasons"], records),
-        *_records(tables["records-title"], records),
+        *_records(tables["records-caption"], records),
     ]
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from audited_run import HOSTILE, BuildRun, failed, record
+from audited_run import HOSTILE, BuildRun, failed, record, write_run
 from many_records import grid
 
 from overheard.audit.records import AuditRecord, load_records
@@ -17,9 +17,10 @@ from overheard.report.tables import latex, tables, to_csv, to_latex
 from overheard.report.titles import Titles
 
 
-@pytest.fixture
-def paper(build_run: BuildRun) -> Path:
-    return write_paper(read_run(build_run(list(grid(240)), examples=[])))
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a grid; whoever changes it leaves it as it was."""
+    return write_paper(read_run(write_run(tmp_path_factory.mktemp("paper") / "run", list(grid(240)), examples=[])))
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -107,12 +107,14 @@ def write_page(run: AuditedRun, *, redact: bool = False) -> Path:
             title_of=titles,
             conditions=_conditions(records),
             voices=voices(records),
+            heard=_heard(records),
             frontier_plot=frontier_plot("frontier", records, titles),
             duration_plot=duration_plot("durations", records, titles),
             redact=redact,
             error_plot=error_plot("error", records, titles),
             threshold=CLOSE,
             examples=[_example_part(anchors[example.record.example], example) for example in examples],
+            attacks_shown=len({example.record.attack for example in examples}),
             examples_kept=len({record.example for record in records} - {None}),
             anchors=anchors,
             total=len(records),
@@ -195,6 +197,12 @@ def _conditions(records: Sequence[AuditRecord]) -> dict[str, Any]:
         "read": any(each.words for each in summaries),
         "counted": any(each.frames for each in summaries),
     }
+
+
+def _heard(records: Sequence[AuditRecord]) -> dict[str, int]:
+    """How many records have hearings, and of how many utterances: several conditions repeat them."""
+    listened = [record.utterance for record in records if record.hearings]
+    return {"records": len(listened), "utterances": len(set(listened))}
 
 
 def _example_part(anchor: str, example: Example) -> _ExamplePart:
