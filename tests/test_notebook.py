@@ -49,7 +49,9 @@ def test_it_shows_itself_and_escapes(result: AuditResult) -> None:
 
 
 def test_it_is_kept_as_a_run_with_a_page(result: AuditResult, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o755)
     page = result.save(tmp_path / "run")
+    assert (tmp_path / "run").stat().st_mode & 0o077 == 0
     kept = load_records(tmp_path / "run")
     assert [record.utterance for record in kept] == ["one", "two <b>"]
     assert kept[0].example == "examples/0000"

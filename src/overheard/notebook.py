@@ -71,7 +71,8 @@ class AuditResult:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(str(folder), "a folder with other things in it", "choose a new or empty one")
         # Audits hold private speech.
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
         write_text(folder / "config.json", json.dumps(self._config(), indent=1))
         for index, (record, found, truth) in enumerate(
             zip(self.records, self.reconstructions, self.truths, strict=True)

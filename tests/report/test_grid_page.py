@@ -1,4 +1,4 @@
-"""The page of a grid: every model and defence with its price, voices beside the original, and more records than are shown."""
+"""The page of a grid: each model and defence with its price, voices beside the original, records beyond those shown."""
 
 import re
 from dataclasses import replace

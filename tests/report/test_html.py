@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from audited_run import HOSTILE, BuildRun, failed, mixed_records, rank_scans, record
 
 from overheard.errors import InputError
@@ -15,6 +16,7 @@ from overheard.report import html
 from overheard.report.html import write_report
 from overheard.report.summary import summarise
 from overheard.report.wording import headline, model_sentence
+from overheard.storage import write_tensors
 
 
 class Page(HTMLParser):
@@ -227,9 +229,29 @@ def break_example_place(folder: Path) -> None:
     (folder / "results.jsonl").write_text(text.replace('"examples/', '"../../'))
 
 
+def saying(**entries: object) -> Callable[[Path], None]:
+    """Example.json with other entries."""
+
+    def damage(folder: Path) -> None:
+        path = next((folder / "examples").rglob("example.json"))
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+    return damage
+
+
+def break_front_end(folder: Path) -> None:
+    path = next((folder / "examples").rglob("features.safetensors"))
+    write_tensors(path, {"true": torch.zeros(9, 26)}, {"front_end": {"hop": 0}})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (saying(spectrum=["a"]), "no usable entry 'spectrum'"),
+        (saying(spectrum=[1.0, -1.0]), "no usable entry 'spectrum'"),
+        (saying(audio_method={}), "no usable entry 'audio_method'"),
+        (saying(recovered_audio_reanalysis_mae="0.1"), "no usable entry 'recovered_audio_reanalysis_mae'"),
+        (break_front_end, "no usable front end"),
         (break_nothing_there, "config.json: no such file"),
         (break_config, "config.json: no JSON"),
         (break_config_entry, "no usable entry 'command'"),

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,14 @@ SOUNDS = (
 )
 SOUND_BYTES = 360_000
 """What all sounds of one example may take before base64; longer ones are cut, and the page says where."""
+DETAILS: dict[str, tuple[type, ...]] = {
+    "transcript_true": (str,),
+    "transcript_recovered": (str,),
+    "audio_method": (str,),
+    "recovered_audio_reanalysis_mae": (int, float),
+    "spectrum": (list,),
+}
+"""Entries of example.json that a page shows; each may be absent."""
 AUDIBLE = 0.1
 """Of less, s, browsers play nothing."""
 
@@ -58,7 +67,7 @@ class Example:
         true: its features.
         recovered: what came back; None where nothing did.
         spectrum: singular values of the attacked layer's update relative to the largest, where they were kept.
-        details: the rest of example.json.
+        details: of example.json, by the names in `DETAILS`; None where it says nothing.
         sounds: its players.
         too_short: labels of sounds that nobody could hear, such as a single frame.
     """
@@ -88,17 +97,17 @@ def read_example(folder: Path, record: AuditRecord) -> Example | None:
         return None
     path = place / "features.safetensors"
     tensors, metadata = read_tensors(path, "example's features")
-    details = read_object(place / "example.json")
+    details = _details(place / "example.json")
     if "true" not in tensors or any(tensor.ndim != 2 for tensor in tensors.values()):
         raise InputError(str(path), "no tensor 'true' of shape (T, F)", REMEDY)
     recovered = tensors.get("recovered")
     if recovered is not None and recovered.shape[1] != tensors["true"].shape[1]:
         raise InputError(str(path), "true and recovered features differ in F", REMEDY)
-    spectrum = details.get("spectrum")
+    spectrum = details["spectrum"]
     sounds, too_short = _sounds(place)
     return Example(
         record=record,
-        front_end=metadata.get("front_end", {}),
+        front_end=_front_end(metadata, path),
         true=tensors["true"].float(),
         recovered=None if recovered is None or recovered.shape[0] == 0 else recovered.float(),
         spectrum=torch.tensor(spectrum, dtype=torch.float64) if spectrum else None,
@@ -122,6 +131,28 @@ def examples_shown(records: Sequence[AuditRecord], limit: int) -> list[AuditReco
         ranked.append((turns[kind], index))
     chosen = sorted(index for _, index in sorted(ranked)[:limit])
     return [records[index] for index in chosen]
+
+
+def _details(path: Path) -> dict[str, Any]:
+    found = read_object(path)
+    details = {name: found.get(name) for name in DETAILS}
+    for name, value in details.items():
+        numbers = value if isinstance(value, list) else [value] if isinstance(value, float) else []
+        usable = value is None or isinstance(value, DETAILS[name])
+        if not usable or not all(isinstance(each, int | float) and 0 <= each < math.inf for each in numbers):
+            raise InputError(str(path), f"no usable entry {name!r}", REMEDY)
+    return details
+
+
+def _front_end(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
+    front_end = metadata.get("front_end", {})
+    wanted = {"kind": str, "hop": int, "sample_rate": int}
+    usable = isinstance(front_end, dict) and all(
+        name not in front_end or isinstance(front_end[name], kind) for name, kind in wanted.items()
+    )
+    if not usable or any(front_end.get(name, 1) < 1 for name in ("hop", "sample_rate")):
+        raise InputError(str(path), "no usable front end", REMEDY)
+    return front_end
 
 
 def _sounds(place: Path) -> tuple[tuple[Sound, ...], tuple[str, ...]]:
