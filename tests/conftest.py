@@ -8,6 +8,8 @@ import torch
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
+from overheard.metering import leave_imports_alone
+
 settings.register_profile("overheard", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("overheard")
 
@@ -19,6 +21,8 @@ def one_thread() -> None:
     """Tests run side by side; more threads than cores slow torch a hundredfold."""
     torch.set_num_threads(1)
     threadpool_limits(1)
+    # All test modules have been imported, and most of the package with them.
+    leave_imports_alone()
 
 
 def speech_folder(name: str) -> Path:

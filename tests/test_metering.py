@@ -1,12 +1,14 @@
 """Peak memory is what a block needed on top, whatever was freed before."""
 
+import gc
 import sys
 import time
+import weakref
 
 import pytest
 import torch
 
-from overheard.metering import metered
+from overheard.metering import leave_imports_alone, metered
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the peak of a stretch of time")
@@ -24,3 +26,17 @@ def test_seconds_are_wall_time() -> None:
     with metered(torch.device("cpu")) as meter:
         time.sleep(0.05)
     assert meter.seconds >= 0.05
+
+
+def test_a_collection_passes_over_what_was_imported() -> None:
+    """Frozen once, before the first test; what is made later is garbage like any other."""
+    frozen = gc.get_freeze_count()
+    assert frozen > 10_000
+    leave_imports_alone()
+    assert gc.get_freeze_count() <= frozen
+    ring: list[object] = [torch.ones(1)]
+    ring.append(ring)
+    gone = weakref.ref(ring[0])
+    del ring
+    with metered(torch.device("cpu")):
+        assert gone() is None

@@ -26,6 +26,7 @@ from overheard.audit.job import AuditedModel, all_failed, audit_batch, failed, p
 from overheard.audit.limits import Limits, OverTime, limited, peak_bytes
 from overheard.audit.records import AuditRecord
 from overheard.errors import InputError
+from overheard.metering import leave_imports_alone
 
 Backend = Literal["loky", "ray"]
 LOST = "its worker process died, twice: killed, out of memory, or far over time"
@@ -197,6 +198,7 @@ def _carried_out(place: int, job: Job, workers: Workers, out: Path, folder: Path
 @functools.lru_cache(maxsize=1)
 def _prepared(text: str, seed: int, device: str, threads: int) -> AuditedModel:
     """The model that this worker last had is mostly the one that its next job wants."""
+    leave_imports_alone()
     torch.set_num_threads(threads)
     threadpool_limits(threads)
     return prepare(text, seed, torch.device(device))
