@@ -65,6 +65,7 @@ def federate(
     model: str | None = None,
     hold_out: tuple[str, ...] = (),
     augment: bool = True,
+    schedule: Literal["constant", "cosine"] = "constant",
     strategy: str = "FedAvg",
     defence: tuple[str, ...] = (),
     capture: int = 0,
@@ -102,6 +103,7 @@ def federate(
         model: instead of the recipe's: a name, or a file or run whose weights to start from
         hold_out: speakers that are no clients; the word error rate is measured on them
         augment: change what the models hear as the recipe says
+        schedule: of the clients' learning rate over the rounds; cosine falls as in training, with no warm-up
         strategy: of the server, NAME:KEY=VALUE,...: FedAvg, FedProx:proximal_mu=0.1, FedAvgM, FedAdam:eta=0.01,
             FedYogi, FedAdagrad, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan
         defence: in the order in which they act, NAME:KEY=VALUE,...: clip, clip-layers, noise, top-k, random-k, prune,
@@ -135,6 +137,7 @@ def federate(
             settings={
                 "rounds": rounds,
                 "clients_per_round": clients_per_round,
+                "schedule": schedule,
                 "strategy": strategy,
                 "defences": defence,
                 "capture": capture,

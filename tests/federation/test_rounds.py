@@ -1,8 +1,10 @@
 """Rounds end with the mean of what was valid, whoever failed, and a run goes on as if it had never stopped."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -23,7 +25,8 @@ from overheard.metrics.truth import load_truth
 from overheard.recognition.loss import recognition_loss
 from overheard.recognition.models import build_model
 from overheard.recognition.weights import load_model, resolve_model, weights_fingerprint
-from overheard.speech.corpus import load_corpus
+from overheard.speech.corpus import Selection, load_corpus
+from overheard.training.curves import draw_curves
 from overheard.training.data import FeatureDataset
 from overheard.training.tracking import read_lines
 
@@ -116,6 +119,47 @@ def test_another_run_is_not_gone_on_with(tones: Path, tmp_path: Path) -> None:
         run(plan_of(tones, local=replace(LOCAL, learning_rate=0.5)), tmp_path)
 
 
+def test_the_learning_rate_falls_over_the_rounds_for_clients_and_server(tones: Path, tmp_path: Path) -> None:
+    local = LocalSettings(kind="gradient", batch_size=2, learning_rate=0.01)
+    plan = plan_of(tones, local=local, schedule="cosine", rounds=4, capture=4)
+    run(plan, tmp_path / "run")
+    rates = [line["learning_rate"] for line in _steps_of(tmp_path / "run")]
+    assert rates == pytest.approx([0.01 * (0.01 + 0.99 * (1 + math.cos(math.pi * done / 4)) / 2) for done in range(4)])
+    # FedSGD: the server's step is the mean gradient times the round's rate.
+    folders = [tmp_path / "run" / "captured" / f"round-{number:06d}" for number in (3, 4)]
+    before, after = (load_model(folder / "model.safetensors") for folder in folders)
+    gradients = [load_update(path).tensors["output.bias"] for path in folders[0].glob("1*.safetensors")]
+    moved = after.get_parameter("output.bias") - before.get_parameter("output.bias")
+    assert torch.allclose(moved, -rates[2] * torch.stack(gradients).mean(0), atol=1e-7)
+    # An update says at which rate its client trained, since attacks divide by it.
+    run(replace(plan, settings=replace(plan.settings, local=LOCAL, rounds=2, capture=1)), tmp_path / "deltas")
+    [path] = (tmp_path / "deltas" / "captured" / "round-000002").glob("1*.safetensors")
+    assert load_update(path).protocol.learning_rate == _steps_of(tmp_path / "deltas")[1]["learning_rate"] < 0.006
+
+
+def test_a_run_whose_rate_falls_goes_on_with_as_many_rounds_alone(tones: Path, tmp_path: Path) -> None:
+    plan = plan_of(tones, schedule="cosine", rounds=2, clients_per_round=1)
+    server = run(plan, tmp_path)
+    assert same_weights(run(plan, tmp_path).model, server.model)
+    with pytest.raises(InputError, match=r"settings\.rounds: 2 there, 3 now"):
+        run(replace(plan, settings=replace(plan.settings, rounds=3)), tmp_path)
+
+
+def test_every_round_is_recorded_by_client_and_by_speaker(tones: Path, tmp_path: Path) -> None:
+    plan = replace(plan_of(tones), dev=Selection(speakers=("100", "103")))
+    run(plan, tmp_path)
+    measured = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["kind"] == "evaluation"]
+    assert [line["step"] for line in measured] == [1, 2]
+    for line in measured:
+        assert set(line["speakers"]) == {"100", "103"}
+        assert all(own["wer"] >= 0 and own["cer"] >= 0 for own in line["speakers"].values())
+    for line in _steps_of(tmp_path):
+        assert [each["client"] for each in line["clients"]] == ["100", "101", "102", "103"]
+        assert all(each["loss"] > 0 and each["size"] > 0 for each in line["clients"])
+    png, pdf = draw_curves(tmp_path)
+    assert png.stat().st_size > 10_000 < pdf.stat().st_size
+
+
 def test_the_model_of_a_run_can_be_named(tones: Path, tmp_path: Path) -> None:
     server = run(plan_of(tones), tmp_path)
     assert same_weights(resolve_model(str(tmp_path), 0), server.model) or len(server.evaluations) == 2
@@ -196,3 +240,7 @@ def test_half_precision_is_sent_as_such(tones: Path, tmp_path: Path) -> None:
         run(plan_of(tones, rounds=1, defences=defences), tmp_path / name)
     plain, half = (read_lines(tmp_path / name / "metrics.jsonl")[0]["bytes_from_clients"] for name in ("plain", "half"))
     assert half < 0.65 * plain
+
+
+def _steps_of(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "step"]

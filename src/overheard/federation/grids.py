@@ -31,11 +31,14 @@ class PatientGrid(Grid):
     Args:
         inner: that carries the messages.
         stop: set from another thread.
+        window: messages that may be under way at a time; None for all. Flower's simulation engine looks through all of
+            them for each of its nodes, over and over: with all under way, that is quadratic in the clients.
     """
 
-    def __init__(self, inner: Grid, stop: threading.Event) -> None:
+    def __init__(self, inner: Grid, stop: threading.Event, window: int | None = None) -> None:
         self.inner = inner
         self.stop = stop
+        self.window = window
 
     def set_run(self, run: Any) -> None:
         """The inner grid's."""
@@ -69,10 +72,14 @@ class PatientGrid(Grid):
             Stopped: `stop` was set.
         """
         told = {message.metadata.dst_node_id: message for message in messages}
-        waiting = set(self.push_messages(told.values()))
+        left = list(told.values())
+        waiting: set[str] = set()
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
+        while (waiting or left) and (end is None or time.monotonic() < end):
+            room = len(left) if self.window is None else max(0, self.window - len(waiting))
+            waiting |= set(self.push_messages(left[:room]))
+            left = left[room:]
             asked = time.monotonic()
             arrived = list(self.pull_messages(waiting))
             # To ask after hundreds of replies takes long by itself: it may have a tenth of the time.
@@ -80,9 +87,9 @@ class PatientGrid(Grid):
             waiting -= {message.metadata.reply_to_message_id for message in arrived}
             again = [message for message in arrived if _was_restarting(message)]
             replies += [message for message in arrived if not _was_restarting(message)]
-            if (waiting or again) and self.stop.wait(max(RESTART, pause) if again else pause):
+            left = [_copy(told[each.metadata.src_node_id]) for each in again] + left
+            if (waiting or left) and self.stop.wait(max(RESTART, pause) if again else pause):
                 raise Stopped
-            waiting |= set(self.push_messages([_copy(told[each.metadata.src_node_id]) for each in again]))
         return replies
 
 

@@ -227,7 +227,8 @@ class Rounds(Strategy):
             pairs = [(each.tensors, each.weight) for each in answers]
         else:
             pairs = [(mean, sum(each.weight for each in answers))]
-        step = -self.local.learning_rate if self.local.kind == "gradient" else 1.0
+        local = self.settings.local_in(number)
+        step = -local.learning_rate if local.kind == "gradient" else 1.0
         told = messages[: len(pairs)]
         for message, (update, weight) in zip(told, pairs, strict=True):
             moved = {

@@ -109,13 +109,14 @@ class Server:
         for name in (METRICS, FAULTS):
             self._drop_later(folder / name)
 
-    def run(self, grid: Grid, stop: threading.Event, waves: int = 1) -> None:
+    def run(self, grid: Grid, stop: threading.Event, waves: int = 1, window: int | None = None) -> None:
         """Carry out the rounds that are left.
 
         Args:
             grid: to the clients.
             stop: ends the run from another thread.
             waves: how many clients one worker serves in a round.
+            window: messages that may be under way at a time; None for all.
 
         Raises:
             InputError: a round without enough valid replies, or a mean that is not finite.
@@ -125,7 +126,7 @@ class Server:
         if left <= 0:
             return
         self.rounds.start(
-            grid=PatientGrid(grid, stop),
+            grid=PatientGrid(grid, stop, window),
             initial_arrays=to_record(self.rounds.parameters()),
             num_rounds=left,
             timeout=(self.settings.deadline + GRACE) * waves,
@@ -160,7 +161,7 @@ class Server:
             number=number,
             seed=settings.seed,
             model=self.spec,
-            local=self.rounds.local,
+            local=settings.local_in(number),
             defences=tuple(each.text for each in settings.chosen() if each.defence.place == "update"),
             named=self.named[0],
             weights=self.named[1],
@@ -173,16 +174,14 @@ class Server:
         return cohort if kept and self.rounds.summing is not None else cohort[:kept]
 
     def _report(self, report: RoundReport) -> None:
-        answers, progress = report.answers, self.progress
+        answers, progress, local = report.answers, self.progress, self.settings.local_in(report.number)
         for name, reason in sorted(report.left_out.items()):
             self._append(FAULTS, {"step": report.number, "client": name, "reason": reason})
             self.console.print(f"round {report.number}: left out {name}: {reason}", highlight=False, soft_wrap=True)
         if self.settings.captures(report.number):
-            keep_updates(
-                self.folder, report, self.named, self.rounds.local, self._witnesses(report.number, report.cohort)
-            )
+            keep_updates(self.folder, report, self.named, local, self._witnesses(report.number, report.cohort))
         steps, rates = dict(progress.steps), dict(progress.rates)
-        if self.rounds.local.noise_multiplier is not None:
+        if local.noise_multiplier is not None:
             for each in answers:
                 steps[each.client] = steps.get(each.client, 0) + each.steps
                 rates[each.client] = each.rate
@@ -201,6 +200,7 @@ class Server:
             {
                 "kind": "step",
                 "step": report.number,
+                "learning_rate": local.learning_rate,
                 "loss": sum(each.loss * each.utterances for each in answers) / max(1, heard),
                 "clients": [as_values(each) for each in answers],
                 "left_out": report.left_out,
@@ -243,11 +243,12 @@ class Server:
         self.model.to(self.device)
         measured, by_speaker = evaluate_speakers(self.model, self.dev, self.settings.evaluate_seconds)
         line = {"step": number, "utterances_heard": self.progress.utterances, **asdict(measured)}
-        if self._is_last(number):
-            line["speakers"] = {name: asdict(own) for name, own in by_speaker.items()}
+        speakers = {name: asdict(own) for name, own in by_speaker.items()}
         self.model.to("cpu")
-        self.evaluations.append(line)
-        self._append(METRICS, {"kind": "evaluation", **line, "seconds": time.perf_counter() - self.started})
+        # Every checkpoint holds all evaluations: with the speakers of each they would outgrow it.
+        self.evaluations.append({**line, "speakers": speakers} if self._is_last(number) else line)
+        seconds = time.perf_counter() - self.started
+        self._append(METRICS, {"kind": "evaluation", **line, "speakers": speakers, "seconds": seconds})
         return measured.wer
 
     def _is_last(self, number: int) -> bool:

@@ -1,12 +1,17 @@
 """`FederationSettings`: everything that decides what a federated run computes; stored with every checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from overheard.errors import InputError
 from overheard.federation.defences.registry import Chosen, change_training, cohort_defence, parse_defence
 from overheard.federation.local_settings import LocalSettings
-from overheard.recognition.configuration import check_positive, check_whole
+from overheard.recognition.configuration import check_choice, check_positive, check_whole
 from overheard.speech.augmentation import AugmentationConfig
+from overheard.training.schedule import learning_rate
+from overheard.training.settings import TrainingSettings
+
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,8 @@ class FederationSettings:
         rounds: of the whole run.
         clients_per_round: drawn for each round, each with the same probability.
         local: what a client does, before the defences change it.
+        schedule: of the clients' learning rate over the rounds of the whole run, as in training: cosine falls towards
+            1 % of the highest; within a round the rate stays.
         strategy: of the server, a name with settings: "FedAvg", "FedAdam:eta=0.01,tau=0.001".
         defences: in the order in which they act, names with settings: "clip:norm=1".
         capture: so many clients of a round have their updates kept.
@@ -37,6 +44,7 @@ class FederationSettings:
     rounds: int = 10
     clients_per_round: int = 5
     local: LocalSettings = LocalSettings()
+    schedule: Schedule = "constant"
     strategy: str = "FedAvg"
     defences: tuple[str, ...] = ()
     capture: int = 0
@@ -54,6 +62,7 @@ class FederationSettings:
         for name in ("rounds", "clients_per_round", "least_replies", "evaluate_every", "keep"):
             check_whole(name, getattr(self, name), 1, 2**31)
         check_whole("capture", self.capture, 0, 2**31)
+        check_choice("schedule", self.schedule, ("constant", "cosine"))
         check_positive("deadline", self.deadline)
         check_positive("evaluate_seconds", self.evaluate_seconds)
         if not 0 < self.delta < 1:
@@ -71,6 +80,12 @@ class FederationSettings:
     def defended(self) -> LocalSettings:
         """What a client does under all defences."""
         return change_training(self.local, self.chosen())
+
+    def local_in(self, number: int) -> LocalSettings:
+        """What a client does in round `number`, from 1 up, under all defences."""
+        local = self.defended()
+        course = TrainingSettings(learning_rate=local.learning_rate, schedule=self.schedule, warmup=0.0)
+        return replace(local, learning_rate=learning_rate(course, (number - 1) / self.rounds))
 
     def captures(self, number: int) -> int:
         """How many clients' updates of a round are kept."""

@@ -36,7 +36,9 @@ from overheard.storage import write_text
 from overheard.training.plan import CONFIG, to_go_on_from, usable_cuts
 
 FREE = ("rounds", "keep", "deadline", "evaluate_every")
-"""Settings that a run may be gone on with changed: they alter no round."""
+"""Settings that a run may be gone on with changed: they alter no round, if the learning rate is constant."""
+WINDOW = 16
+"""Messages under way for each worker: enough to keep it busy until the next are fetched."""
 OBJECT_STORE = 200 * 2**20
 """Bytes that Ray reserves for messages."""
 
@@ -119,7 +121,7 @@ def _run_on_engine(
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        server.run(grid, stop, waves)
+        server.run(grid, stop, waves, WINDOW * plan.workers)
 
     gpus = torch.cuda.device_count() / plan.workers if plan.device.startswith("cuda") else 0.0
     backend = {
@@ -145,7 +147,8 @@ def _run_on_engine(
 def _configuration(plan: FederationPlan, model: nn.Module, clients: tuple[ClientSpeech, ...]) -> dict[str, Any]:
     """What a checkpoint must agree with to be taken up."""
     names = "\n".join(f"{client.name} {cut.id} {cut.duration}" for client in clients for cut in client.cuts)
-    settings = {name: value for name, value in config_to_json(plan.settings).items() if name not in FREE}
+    free = [name for name in FREE if name != "rounds" or plan.settings.schedule == "constant"]
+    settings = {name: value for name, value in config_to_json(plan.settings).items() if name not in free}
     return {
         "model": config_to_json(spec_of(model)),
         "settings": settings,
