@@ -58,7 +58,12 @@ def data_prepare(*, corpus: Path, out: Path) -> None:
 
 
 def data_synthesize(
-    directory: Positional[Path], *, speakers: int = 12, utterances_per_speaker: int = 4, seed: int = 0
+    directory: Positional[Path],
+    *,
+    speakers: int = 12,
+    utterances_per_speaker: int = 4,
+    seed: int = 0,
+    sentences: Path | None = None,
 ) -> None:
     """Speak a corpus with espeak-ng: many voices, known text, the same bytes for the same seed.
 
@@ -69,10 +74,11 @@ def data_synthesize(
         speakers: how many voices
         utterances_per_speaker: sentences of each
         seed: of voices and sentences
+        sentences: text file with one in each line, such as digits in words; a built-in text unless given
     """
     from overheard.commands import corpora
 
-    corpora.speak(directory, speakers, utterances_per_speaker, seed)
+    corpora.speak(directory, speakers, utterances_per_speaker, seed, sentences)
 
 
 def data_inspect(

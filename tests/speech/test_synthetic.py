@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from rich.console import Console
 
+from overheard.cli import main
 from overheard.errors import InputError
 from overheard.speech import synthetic, voices
 from overheard.speech.alphabet import Alphabet
@@ -175,6 +176,31 @@ def test_sentences_come_back_only_when_all_were_said(tmp_path: Path, monkeypatch
     assert len(set(said[:count])) == count
     for start in range(0, len(said), count - 40):
         assert len(set(said[start : start + count - 40])) == count - 40
+
+
+def test_a_text_of_ones_own_is_spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = spoken_as_tones(monkeypatch)
+    text = tmp_path / "text.txt"
+    text.write_text("one two\n\n  Three   four\nONE TWO\nIT'S FIVE\n")
+    main(
+        [
+            "data",
+            "synthesize",
+            str(tmp_path / "c"),
+            "--speakers",
+            "2",
+            "--utterances-per-speaker",
+            "3",
+            "--sentences",
+            str(text),
+        ]
+    )
+    assert sorted(said) == sorted(2 * ["ONE TWO", "THREE FOUR", "IT'S FIVE"])
+    with pytest.raises(InputError, match="give 1 to 3: there are 3 sentences"):
+        synthesize(tmp_path / "d", utterances_per_speaker=4, sentences=read_sentences(text))
+    text.write_text("ONE\nTWO 2\n")
+    with pytest.raises(InputError, match=r"text\.txt, line 2: unknown symbol '2'"):
+        read_sentences(text)
 
 
 def test_no_sentence_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

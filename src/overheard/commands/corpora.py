@@ -21,7 +21,7 @@ from overheard.recognition.weights import resolve_model
 from overheard.speech.batching import Batch
 from overheard.speech.corpus import Selection, load_corpus, prepare, select
 from overheard.speech.download import OPENSLR, download_subset
-from overheard.speech.synthetic import synthesize
+from overheard.speech.synthetic import read_sentences, synthesize
 
 TABLE_WIDTH = 128
 
@@ -43,9 +43,17 @@ def write_manifest(corpus: Path, out: Path) -> None:
     )
 
 
-def speak(directory: Path, speakers: int, utterances_per_speaker: int, seed: int) -> None:
+def speak(directory: Path, speakers: int, utterances_per_speaker: int, seed: int, sentences: Path | None) -> None:
     """Synthesize a corpus and say where it is."""
-    print(synthesize(directory, num_speakers=speakers, utterances_per_speaker=utterances_per_speaker, seed=seed))
+    print(
+        synthesize(
+            directory,
+            num_speakers=speakers,
+            utterances_per_speaker=utterances_per_speaker,
+            seed=seed,
+            sentences=read_sentences(sentences),
+        )
+    )
 
 
 def inspect(

@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.progress import track
 
 from overheard.errors import InputError
+from overheard.speech.alphabet import Alphabet
 from overheard.speech.voices import SAMPLE_RATE, VOICES, Voice, speak
+from overheard.storage import read_text
 
 SUBSET = "synthetic"
 FIRST_SPEAKER = 7001
@@ -33,10 +35,20 @@ SPEAKERS_HEADER = """\
 """
 
 
-def read_sentences() -> tuple[str, ...]:
-    """The built-in text: capital letters, apostrophes and single spaces; no sentence twice."""
-    text = importlib.resources.files("overheard").joinpath("speech", "sentences.txt").read_text(encoding="ascii")
-    return tuple(text.splitlines())
+def read_sentences(path: Path | None = None) -> tuple[str, ...]:
+    """The built-in text, or that of a file: capital letters, apostrophes and single spaces; no sentence twice.
+
+    Raises:
+        InputError: a file that cannot be read, or with a sentence that has other symbols.
+    """
+    if path is None:
+        text = importlib.resources.files("overheard").joinpath("speech", "sentences.txt").read_text(encoding="ascii")
+        return tuple(text.splitlines())
+    remedy = "give a text file with a sentence in each line"
+    sentences = [" ".join(line.upper().split()) for line in read_text(path, remedy).splitlines()]
+    for number, sentence in enumerate(sentences, start=1):
+        Alphabet().encode(sentence, f"{path}, line {number}")
+    return tuple(dict.fromkeys(filter(None, sentences)))
 
 
 def synthesize(
@@ -47,6 +59,7 @@ def synthesize(
     min_seconds: float = 1.0,
     max_seconds: float = 6.0,
     seed: int = 0,
+    sentences: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> Path:
     """Make a corpus of `num_speakers * utterances_per_speaker` utterances, 16 kHz mono 16-bit FLAC.
@@ -59,11 +72,12 @@ def synthesize(
     Args:
         destination: a folder that is empty or does not exist.
         num_speakers: 1 to 24; speaker i has voice i, whatever the seed.
-        utterances_per_speaker: at most the number of built-in sentences. No speaker says a sentence twice, and no two
+        utterances_per_speaker: at most the number of sentences. No speaker says a sentence twice, and no two
             speakers say the same one before all that fit were said.
         min_seconds: shortest utterance.
         max_seconds: longest utterance; sentences that a voice speaks outside of these bounds are passed over.
         seed: which sentences fall to whom, and the noise; not negative.
+        sentences: from which each voice says some, as `read_sentences` gives them; the built-in ones unless given.
         console: where progress and messages go, by default standard error.
 
     Returns:
@@ -73,7 +87,7 @@ def synthesize(
         InputError: counts or bounds out of range, too few sentences within the bounds, destination in use by something
             else, espeak-ng not installed.
     """
-    sentences = read_sentences()
+    sentences = read_sentences() if sentences is None else tuple(sentences)
     _check(num_speakers, utterances_per_speaker, min_seconds, max_seconds, seed, len(sentences))
     console = console or Console(stderr=True)
     settings = {
