@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overheard.metrics.intervals import median_estimate, ratio_estimate, wilson
+from overheard.metrics.intervals import median_estimate, ratio_difference, ratio_estimate, wilson
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40)
 
@@ -84,3 +84,20 @@ def test_one_value_knows_no_better() -> None:
     found = median_estimate([3.0, None])
     assert found is not None
     assert (found.value, found.low, found.high, found.count) == (3.0, 3.0, 3.0, 1)
+
+
+def test_a_difference_of_the_same_records_is_narrower_than_its_parts() -> None:
+    random = numpy.random.default_rng(0)
+    hard = random.integers(0, 5, 60)
+    first, second, words = hard + random.integers(0, 2, 60), hard, numpy.full(60, 5)
+    found = ratio_difference(first.tolist(), second.tolist(), words.tolist())
+    apart = ratio_estimate(first.tolist(), words.tolist())
+    assert found is not None
+    assert apart is not None
+    assert found.value == pytest.approx((first.sum() - second.sum()) / words.sum())
+    assert 0 < found.low < found.value < found.high
+    assert found.high - found.low < 0.5 * (apart.high - apart.low)
+    back = ratio_difference(second.tolist(), first.tolist(), words.tolist())
+    assert back is not None
+    assert back.value == -found.value
+    assert ratio_difference([], [], []) is None

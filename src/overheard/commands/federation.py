@@ -18,7 +18,7 @@ from overheard.federation.quiet import quieten
 from overheard.federation.settings import FederationSettings
 from overheard.speech.augmentation import AugmentationConfig
 from overheard.speech.corpus import Selection
-from overheard.training.comparison import checkpoint_of, draw_comparison, gap
+from overheard.training.comparison import checkpoint_of, draw_comparison, gap, late_gap
 from overheard.training.curves import draw_curves
 from overheard.training.devices import Devices
 
@@ -99,7 +99,8 @@ def federate(order: Order) -> None:
     if order.compare is not None:
         start = checkpoint_of(order.model, order.compare)
         draw_comparison(order.out, order.compare, ("federated", "central"), start)
-        console.print(gap(order.out, order.compare, start), highlight=False, soft_wrap=True)
+        for line in (gap(order.out, order.compare, start), late_gap(order.out, order.compare, server.dev, start)):
+            console.print(line, highlight=False, soft_wrap=True)
     attack, use = f"overheard audit --run {out} --out {out}/audit", f"overheard transcribe {out} AUDIO"
     console.print(f"next: {attack if plan.settings.capture else use}", highlight=False, soft_wrap=True)
 

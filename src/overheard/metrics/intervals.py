@@ -123,6 +123,30 @@ def ratio_estimate(
     return Estimate(float(over[0].sum() / over[1].sum()), float(low), float(high), over.shape[1])
 
 
+def ratio_difference(
+    first: Sequence[int | float],
+    second: Sequence[int | float],
+    wholes: Sequence[int | float],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate | None:
+    """How much the ratio of the first parts to the wholes is above that of the second, both of the same records.
+
+    A draw takes both parts of a record, so that what makes a record hard for both does not widen the interval. None
+    where the wholes sum to 0; arguments as in `ratio_estimate`.
+    """
+    if not len(first) == len(second) == len(wholes):
+        raise ValueError(f"{len(first)} and {len(second)} parts, {len(wholes)} wholes")
+    over = numpy.array([first, second, wholes], dtype=float)  # (3, records)
+    over = numpy.stack([over[0] - over[1], over[2]])
+    if not over[1].sum() > 0:
+        return None
+    sums = _resampled_sums(over, resamples, numpy.random.default_rng(seed))
+    ratios = sums[0][sums[1] > 0] / sums[1][sums[1] > 0]
+    low, high = numpy.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(over[0].sum() / over[1].sum()), float(low), float(high), over.shape[1])
+
+
 def _resampled_sums(
     values: Float[numpy.ndarray, "K R"], resamples: int, random: numpy.random.Generator
 ) -> Float[numpy.ndarray, "K B"]:

@@ -1,12 +1,20 @@
 """Two runs' word error rates over the utterances that each has learnt from, in one figure."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from lhotse import MonoCut
+
 from overheard.errors import InputError
-from overheard.recognition.run_folder import checkpoint_folders
+from overheard.metrics.intervals import ratio_difference
+from overheard.recognition.run_folder import MODEL, checkpoint_folders, read_state
+from overheard.recognition.weights import load_model
+from overheard.training.evaluation import utterance_errors
 from overheard.training.tracking import METRICS, read_lines
 
 COMPARISON = "comparison"
+LATEST = 3
+"""Checkpoints whose error rates are averaged: from one to the next the rate of a small corpus moves by points."""
 
 
 def error_curve(run: Path, start: Path | None = None) -> list[tuple[int, float]]:
@@ -86,3 +94,57 @@ def gap(run: Path, other: Path, start: Path | None = None) -> str:
         f"WER {100 * rate:.2f} % after {heard} utterances, against {100 * against:.2f} % after {others}: "
         f"{points:+.2f} points"
     )
+
+
+def late_gap(
+    run: Path, other: Path, cuts: Sequence[MonoCut], start: Path | None = None, batch_seconds: float = 60.0
+) -> str:
+    """The mean word error rate of a run's last checkpoints against the other's, with the interval of their difference.
+
+    Both are measured here, on the same utterances, so that the bootstrap can draw these and not the two runs apart.
+
+    Args:
+        run: the run's folder.
+        other: the folder of the one that it is held against; of its checkpoints those count that had learnt from no
+            more utterances.
+        cuts: what to measure on.
+        start: checkpoint of `other` that `run` started from.
+        batch_seconds: audio in one batch, s.
+
+    Returns:
+        A sentence; one that says so where a run has no such checkpoint, or the cuts no words.
+    """
+    learnt = 0 if start is None else _learnt(start)
+    own = checkpoint_folders(run)[-LATEST:]
+    most = learnt + max(map(_learnt, own), default=0)
+    others = [folder for folder in checkpoint_folders(other) if _learnt(folder) <= most][-LATEST:]
+    if not own or not others:
+        return "no checkpoints to be compared"
+    (first, words), (second, _) = (_mean_edits(folders, cuts, batch_seconds) for folders in (own, others))
+    found = ratio_difference(first, second, words)
+    if found is None:
+        return "no words to be compared on"
+    rates = [f"{100 * sum(edits) / sum(words):.2f} %" for edits in (first, second)]
+    return (
+        f"last {len(own)} checkpoints: WER {rates[0]} on average, against {rates[1]} of {len(others)} after no more "
+        f"utterances: {100 * found.value:+.2f} points (95 % {100 * found.low:+.2f} to {100 * found.high:+.2f}, "
+        f"{found.count} utterances)"
+    )
+
+
+def _learnt(checkpoint: Path) -> int:
+    """Utterances that a checkpoint's own run had learnt from by then."""
+    return int(read_state(checkpoint)["progress"]["utterances"])
+
+
+def _mean_edits(
+    folders: Sequence[Path], cuts: Sequence[MonoCut], batch_seconds: float
+) -> tuple[list[float], list[int]]:
+    """Word edits of each utterance, averaged over checkpoints, and its words."""
+    edits: dict[str, float] = {}
+    words: dict[str, int] = {}
+    for folder in folders:
+        for name, _, own in utterance_errors(load_model(folder / MODEL), cuts, batch_seconds):
+            edits[name] = edits.get(name, 0.0) + own.word_edits / len(folders)
+            words[name] = own.words
+    return [edits[name] for name in sorted(words)], [words[name] for name in sorted(words)]
