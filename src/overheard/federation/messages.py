@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -156,4 +156,4 @@ def short(text: str) -> str:
 
 def as_values(answer: Answer) -> dict[str, Any]:
     """What is recorded of a reply: everything but tensors."""
-    return {name: value for name, value in asdict(answer).items() if name not in ("tensors", "buffers")}
+    return {each.name: getattr(answer, each.name) for each in fields(answer) if each.name not in ("tensors", "buffers")}

@@ -37,7 +37,7 @@ from overheard.training.plan import CONFIG, to_go_on_from, usable_cuts
 
 FREE = ("rounds", "keep", "deadline", "evaluate_every")
 """Settings that a run may be gone on with changed: they alter no round, if the learning rate is constant."""
-WINDOW = 16
+WINDOW = 8
 """Messages under way for each worker: enough to keep it busy until the next are fetched."""
 OBJECT_STORE = 200 * 2**20
 """Bytes that Ray reserves for messages."""
