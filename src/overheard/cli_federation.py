@@ -105,7 +105,7 @@ def federate(
         augment: change what the models hear as the recipe says
         schedule: of the clients' learning rate over the rounds; cosine falls as in training, with no warm-up
         strategy: of the server, NAME:KEY=VALUE,...: FedAvg, FedProx:proximal_mu=0.1, FedAvgM, FedAdam:eta=0.01,
-            FedYogi, FedAdagrad, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan
+            FedYogi, FedAdagrad, QFedAvg:client_learning_rate=0.05, FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan
         defence: in the order in which they act, NAME:KEY=VALUE,...: clip, clip-layers, noise, top-k, random-k, prune,
             quantise-8, quantise-16, sign, dropout, local-steps, larger-batch, frozen, sample-dp, central-noise,
             user-dp, secure-aggregation

@@ -16,8 +16,8 @@ pytest.importorskip("flwr", reason="Flower is not installed: overheard[federated
 from fleet import LOCAL, Fault, faulty_app, plan_of, run, same_weights
 
 from overheard.errors import InputError
-from overheard.federation.clients import ClientSpeech
-from overheard.federation.local_settings import LocalSettings
+from overheard.federation.clients import ClientSpeech, ClientSplit
+from overheard.federation.local_settings import LocalSettings, Weighting
 from overheard.federation.local_training import Round, train_locally
 from overheard.federation.strategies import STRATEGIES
 from overheard.federation.update import load_update
@@ -31,16 +31,25 @@ from overheard.training.data import FeatureDataset
 from overheard.training.tracking import read_lines
 
 
-def test_fedavg_is_the_weighted_mean_of_the_clients(tones: Path, tmp_path: Path) -> None:
-    server = run(plan_of(tones, rounds=1), tmp_path)
+@pytest.mark.parametrize("weighting", ["utterances", "frames", "equal"])
+def test_fedavg_is_the_weighted_mean_of_the_clients(tones: Path, tmp_path: Path, weighting: Weighting) -> None:
+    # The first client has three speakers' speech, the second one's: a pass over it is longer for the first.
+    local = replace(LOCAL, steps=None, weighting=weighting)
+    plan = replace(plan_of(tones, rounds=1, local=local, clients_per_round=2), split=ClientSplit(speakers_per_client=3))
+    server = run(plan, tmp_path)
     cuts = load_corpus(tones).cuts
     outcomes = [
-        train_locally(build_model(tiny_model()), ClientSpeech(str(name), cuts[6 * at : 6 * at + 6]), LOCAL, Round())
-        for at, name in enumerate((100, 101, 102, 103))
+        train_locally(build_model(tiny_model()), ClientSpeech(name, own), local, Round())
+        for name, own in (("100+101+102", cuts[:18]), ("103", cuts[18:]))
     ]
+    weights = {
+        "utterances": (18.0, 6.0),
+        "frames": tuple(float(each.frames) for each in outcomes),
+        "equal": (1.0, 1.0),
+    }[weighting]
     for name, start in build_model(tiny_model()).named_parameters():
-        mean = torch.stack([each.update.tensors[name] for each in outcomes]).mean(0)
-        assert torch.allclose(server.model.get_parameter(name), start + mean, atol=1e-6), name
+        mean = sum(weight * each.update.tensors[name] for weight, each in zip(weights, outcomes, strict=True))
+        assert torch.allclose(server.model.get_parameter(name), start + mean / sum(weights), atol=1e-6), name
 
 
 def test_one_client_of_fedsgd_is_central_descent(tones: Path, tmp_path: Path) -> None:
@@ -62,6 +71,7 @@ def test_one_client_of_fedsgd_is_central_descent(tones: Path, tmp_path: Path) ->
 def test_every_strategy_takes_a_round_and_goes_on(tones: Path, tmp_path: Path, name: str) -> None:
     settings = {"Krum": ":num_malicious_nodes=1", "MultiKrum": ":num_malicious_nodes=1,num_nodes_to_select=2"}
     settings |= {"FedAvgM": ":server_momentum=0.9", "FedProx": ":proximal_mu=1.0", "Bulyan": ":num_malicious_nodes=0"}
+    settings |= {"QFedAvg": ":client_learning_rate=0.01,q=0.5"}
     text = name + settings.get(name, "")
     whole = run(plan_of(tones, rounds=2, strategy=text), tmp_path / "whole")
     run(plan_of(tones, rounds=1, strategy=text), tmp_path / "parts")

@@ -20,7 +20,8 @@ from overheard.speech.augmentation import AugmentationConfig
 ARRAYS, BUFFERS, CONFIG, METRICS = "arrays", "buffers", "config", "metrics"
 TASK, CLIENT = "task", "client"
 WEIGHT = "num-examples"
-"""Flower's name for a client's weight in a mean."""
+LOSS = "train_loss"
+"""Flower's names for a client's weight in a mean, and for its loss."""
 
 
 @dataclass(frozen=True)

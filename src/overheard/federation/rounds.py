@@ -27,6 +27,7 @@ from overheard.federation.messages import (
     BUFFERS,
     CLIENT,
     CONFIG,
+    LOSS,
     METRICS,
     TASK,
     WEIGHT,
@@ -224,18 +225,18 @@ class Rounds(Strategy):
     ) -> None:
         """Have the strategy average weights, and take the result up."""
         if mean is None:
-            pairs = [(each.tensors, each.weight) for each in answers]
+            parts = [(each.tensors, each.weight, each.loss) for each in answers]
         else:
-            pairs = [(mean, sum(each.weight for each in answers))]
+            parts = [(mean, sum(each.weight for each in answers), 0.0)]
         local = self.settings.local_in(number)
         step = -local.learning_rate if local.kind == "gradient" else 1.0
-        told = messages[: len(pairs)]
-        for message, (update, weight) in zip(told, pairs, strict=True):
+        told = messages[: len(parts)]
+        for message, (update, weight, loss) in zip(told, parts, strict=True):
             moved = {
                 name: each + step * update[name].to(each.dtype) if name in update else each
                 for name, each in parameters.items()
             }
-            records: dict[str, Any] = {ARRAYS: to_record(moved), METRICS: MetricRecord({WEIGHT: weight})}
+            records: dict[str, Any] = {ARRAYS: to_record(moved), METRICS: MetricRecord({WEIGHT: weight, LOSS: loss})}
             message.content = RecordDict(records)
         try:
             arrays, _ = self.inner.aggregate_train(number, told)

@@ -22,6 +22,7 @@ STRATEGIES: dict[str, type[Any]] = {
         flower.FedAdagrad,
         flower.FedAdam,
         flower.FedYogi,
+        flower.QFedAvg,
         flower.FedMedian,
         flower.FedTrimmedAvg,
         flower.Krum,
@@ -29,8 +30,8 @@ STRATEGIES: dict[str, type[Any]] = {
         flower.Bulyan,
     )
 }
-COMPARING = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan")
-"""They compare the clients' updates, so somebody has to see these one by one."""
+COMPARING = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan", "QFedAvg")
+"""They compare the clients' updates or losses, so somebody has to see these one by one."""
 OURS = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
 """The cohort is drawn before a strategy sees it, and measured by the server."""
 MOMENTS = ("m_t", "v_t", "momentum_vector")
