@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import soundfile
 import torch
+from matplotlib.figure import Figure
 from tone_corpus import normed_model, tiny_model, write_tones
 
 pytest.importorskip("flwr", reason="Flower is not installed: overheard[federated]")
@@ -155,7 +157,9 @@ def test_a_run_whose_rate_falls_goes_on_with_as_many_rounds_alone(tones: Path, t
         run(replace(plan, settings=replace(plan.settings, rounds=3)), tmp_path)
 
 
-def test_every_round_is_recorded_by_client_and_by_speaker(tones: Path, tmp_path: Path) -> None:
+def test_every_round_is_recorded_by_client_and_by_speaker(
+    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = replace(plan_of(tones), dev=Selection(speakers=("100", "103")))
     run(plan, tmp_path)
     measured = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["kind"] == "evaluation"]
@@ -166,8 +170,21 @@ def test_every_round_is_recorded_by_client_and_by_speaker(tones: Path, tmp_path:
     for line in _steps_of(tmp_path):
         assert [each["client"] for each in line["clients"]] == ["100", "101", "102", "103"]
         assert all(each["loss"] > 0 and each["size"] > 0 for each in line["clients"])
-    png, pdf = draw_curves(tmp_path)
-    assert png.stat().st_size > 10_000 < pdf.stat().st_size
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    draw_curves(tmp_path)
+    shown = [axis for axis in drawn[0].axes if axis.axison]
+    assert [axis.get_title() for axis in shown] == [
+        "CTC loss, nats per utterance",
+        "learning rate",
+        "error rate, greedy, %",
+        "utterances per second",
+        "seconds of a round",
+        "megabytes of a round",
+        "WER by speaker, greedy, %",
+    ]
+    assert {axis.get_xlabel() for axis in shown} == {"round"}
+    assert all(len(numpy.asarray(line.get_xdata())) == 2 for axis in shown for line in axis.lines)
 
 
 def test_the_model_of_a_run_can_be_named(tones: Path, tmp_path: Path) -> None:

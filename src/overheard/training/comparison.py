@@ -53,7 +53,7 @@ def checkpoint_of(model: str | None, run: Path) -> Path | None:
 
 
 def draw_comparison(run: Path, other: Path, names: tuple[str, str], start: Path | None = None) -> list[Path]:
-    """Draw both curves as comparison.png and comparison.pdf into RUN.
+    """Draw both curves as comparison.png and comparison.pdf into RUN, from where they part.
 
     Args:
         run: the run's folder.
@@ -69,7 +69,9 @@ def draw_comparison(run: Path, other: Path, names: tuple[str, str], start: Path 
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
-    curves = ((error_curve(run, start), names[0], "o"), (error_curve(other), names[1], "s"))
+    own = error_curve(run, start)
+    others = [point for point in error_curve(other) if start is None or point[0] >= own[0][0]]
+    curves = ((own, names[0], "o"), (others, names[1], "s"))
     for curve, name, marker in curves:
         heard, rates = zip(*curve, strict=True)
         axis.plot(heard, [100 * rate for rate in rates], label=name, marker=marker, ms=3)

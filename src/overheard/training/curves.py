@@ -14,12 +14,16 @@ MOST_SPEAKERS = 10
 
 @dataclass(frozen=True)
 class Curve:
-    """A value over the steps: `kind` of line that has it, `name` there, `label` in the legend, `factor` of the unit."""
+    """A value over the steps: `kind` of line that has it, `name` there, `label` in the legend, `factor` of the unit.
+
+    A curve that may hide another one is dashed.
+    """
 
     kind: str
     name: str
     label: str | None = None
     factor: float = 1.0
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,13 @@ PANELS = (
     Panel("utterances per second", (Curve("step", "utterances_per_second"),)),
     Panel(
         "seconds of a round",
-        (Curve("step", "seconds_round", "whole"), Curve("step", "seconds_clients", "clients' computing")),
+        (Curve("step", "seconds_round", "whole"), Curve("step", "seconds_clients", "clients' computing", dashed=True)),
     ),
     Panel(
         "megabytes of a round",
         (
             Curve("step", "bytes_to_clients", "to clients", 1e-6),
-            Curve("step", "bytes_from_clients", "from clients", 1e-6),
+            Curve("step", "bytes_from_clients", "from clients", 1e-6, dashed=True),
         ),
     ),
     Panel("epsilon", (Curve("step", "epsilon"),)),
@@ -73,11 +77,11 @@ def draw_curves(run: Path) -> list[Path]:
 
     rows = -(-len(drawn) // COLUMNS)
     figure = Figure(figsize=(11, 3.25 * rows), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axis, (panel, points) in zip(axes, drawn, strict=False):
         _draw(axis, panel, points)
         axis.set_xlabel("round" if any("clients" in line for line in lines) else "step")
-    for axis in list(axes)[len(drawn) :]:
+    for axis in axes[len(drawn) :]:
         axis.set_axis_off()
     files = [run / f"{CURVES}.{suffix}" for suffix in ("png", "pdf")]
     for file in files:
@@ -119,7 +123,8 @@ def _draw(axis: Any, panel: Panel, points: list[list[tuple[int, float]]]) -> Non
     for curve, own in zip(panel.curves, points, strict=True):
         if own:
             steps, values = zip(*own, strict=True)
-            axis.plot(steps, values, label=curve.label, marker="o" if len(own) < 60 else None, ms=3)
+            style = {"linestyle": "--" if curve.dashed else "-", "marker": "o" if len(own) < 60 else None, "ms": 3}
+            axis.plot(steps, values, label=curve.label, **style)
     axis.set_title(panel.title, fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     if panel.axis == "log":
