@@ -48,6 +48,7 @@ def train(
     corpus: Path,
     out: Path,
     recipe: RecipeName = "digits",
+    extra_corpus: Path | None = None,
     dev_corpus: Path | None = None,
     model: str | None = None,
     hold_out: tuple[str, ...] = (),
@@ -73,6 +74,7 @@ def train(
         corpus: folder in LibriSpeech's layout, or a manifest
         out: the run's folder; give it to --model of any command, or to overheard transcribe
         recipe: model, choice of utterances and settings
+        extra_corpus: further speech to learn from, all of it but speakers held out
         dev_corpus: where the word error rate is measured, if not in the same corpus
         model: instead of the recipe's: a name, or a file or run whose weights to start from
         hold_out: speakers to learn nothing from; the word error rate is measured on them
@@ -88,6 +90,7 @@ def train(
     order = training.Order(
         recipe=recipe,
         corpus=corpus,
+        extra_corpus=extra_corpus,
         dev_corpus=dev_corpus,
         out=out,
         model=model,

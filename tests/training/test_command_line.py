@@ -7,12 +7,17 @@ from typing import get_args
 import numpy as np
 import pytest
 import soundfile
-from tone_corpus import tiny_model
+import torch
+from tone_corpus import tiny_model, write_tones
 
 from overheard.cli import main
 from overheard.options import RecipeName
+from overheard.recognition.decoding import Hypothesis
 from overheard.recognition.models import build_model
 from overheard.recognition.weights import save_model
+from overheard.speech.corpus import load_corpus
+from overheard.training.data import in_order
+from overheard.training.evaluation import evaluate
 from overheard.training.recipes import recipe, recipe_names
 from overheard.training.tracking import METRICS
 
@@ -87,18 +92,6 @@ def test_the_beam_gives_alternatives_with_scores(tones: Path, tiny: Path, capsys
     assert scores == sorted(scores, reverse=True)
 
 
-def test_leave_one_out_prints_a_table(
-    tones: Path, tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train(tones, tmp_path / "each", tiny, "--leave-one-out")
-    said = capsys.readouterr().out
-    assert "Speakers never heard in training" in said
-    assert {path.name for path in (tmp_path / "each").iterdir()} == {"100", "101"}
-    config = json.loads((tmp_path / "each" / "100" / "config.json").read_text())
-    assert config["train"]["selection"]["speakers"] == ["101"]
-    assert config["dev"]["utterances"] == 6
-
-
 def test_changed_settings_are_checked(
     tones: Path, tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,3 +117,56 @@ def test_batches_are_shown_with_their_padding(tones: Path, tiny: Path, capsys: p
     assert "Batches of the first epoch" in said
     assert "12 utterances in" in said
     assert "in random batches of the same sizes" in said
+
+
+def test_leave_one_out_prints_a_table(
+    tones: Path, tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("flashlight.lib.text.decoder")
+    train(tones, tmp_path / "each", tiny, "--leave-one-out")
+    said = capsys.readouterr().out
+    assert "Speakers never heard in training" in said
+    assert {path.name for path in (tmp_path / "each").iterdir()} == {"100", "101"}
+    config = json.loads((tmp_path / "each" / "100" / "config.json").read_text())
+    assert config["train"]["selection"]["speakers"] == ["101"]
+    assert config["dev"]["utterances"] == 6
+    assert "greedy WER" in said
+    assert "WER with lexicon" in said
+    heard = {line.split(maxsplit=1)[1] for line in next(tones.rglob("101-1.trans.txt")).read_text().splitlines()}
+    words = (tmp_path / "each" / "100" / "lexicon.txt").read_text().split()
+    assert words == sorted({word for text in heard for word in text.split()}), "not of those who were learnt from"
+
+
+def test_error_rates_are_those_of_the_search(tones: Path) -> None:
+    model, cuts = build_model(tiny_model()), load_corpus(tones).cuts[:3]
+    truths = iter([cut.supervisions[0].text or "" for batch in in_order(cuts, 4.0) for cut in batch])
+
+    def knowing(_: torch.Tensor) -> list[Hypothesis]:
+        return [Hypothesis(next(truths), 0.0)]
+
+    assert evaluate(model, cuts, 4.0, search=knowing).wer == 0.0
+    assert evaluate(model, cuts, 4.0, search=lambda _: []).wer == 1.0
+    assert evaluate(model, cuts, 4.0).wer not in (None, 0.0)
+
+
+def test_further_speech_is_learnt_from_without_those_held_out(tones: Path, tmp_path: Path, tiny: Path) -> None:
+    more = write_tones(tmp_path / "more", speakers=3)
+    for file in [*more.rglob("*.trans.txt"), *more.rglob("*.flac")]:
+        renamed = file.with_name(f"9{file.name}")
+        file.rename(renamed)
+        if renamed.suffix == ".txt":
+            renamed.write_text("".join(f"9{line}\n" for line in renamed.read_text().splitlines()))
+    train(tones, tmp_path / "run", tiny, "--extra-corpus", str(more), "--hold-out", "101")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["extra"]["selection"]["speakers"] == ["100", "102"]
+    assert config["corpus"]["utterances"] == 6 + 12
+    assert config["dev"]["utterances"] == 6
+
+
+def test_the_same_utterance_twice_is_refused(
+    tones: Path, tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_code:
+        train(tones, tmp_path / "run", tiny, "--extra-corpus", str(tones))
+    assert exit_code.value.code == 2
+    assert "leave one of them out" in capsys.readouterr().err

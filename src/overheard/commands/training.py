@@ -1,6 +1,7 @@
 """overheard train: recipes with changes, one run or one for each speaker."""
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ from torch import nn
 
 from overheard.commands.machine import set_up
 from overheard.errors import InputError
+from overheard.recognition.beam import BeamConfig, beam_decoder
 from overheard.recognition.configuration import config_from_json
 from overheard.recognition.models import MODELS, ModelSpec, build_model
 from overheard.recognition.weights import resolve_model
 from overheard.speech.augmentation import AugmentationConfig
 from overheard.speech.corpus import Selection, load_corpus
+from overheard.storage import write_text
 from overheard.training.curves import draw_curves
+from overheard.training.data import alphabet_of
 from overheard.training.devices import Devices
+from overheard.training.evaluation import evaluate
+from overheard.training.loop import Run
 from overheard.training.plan import TrainingPlan, carry_out
 from overheard.training.recipes import recipe
 from overheard.training.settings import TrainingSettings, settings_to_json
@@ -40,6 +46,7 @@ class Order:
         devices: where.
         workers: processes that prepare batches.
         threads: of torch.
+        extra_corpus: further speech to learn from; None for none.
     """
 
     recipe: str
@@ -54,6 +61,7 @@ class Order:
     devices: Devices
     workers: int
     threads: int
+    extra_corpus: Path | None = None
 
 
 def train(order: Order) -> None:
@@ -75,6 +83,9 @@ def train(order: Order) -> None:
     if run.evaluations:
         last = run.evaluations[-1]
         console.print(f"greedy WER {_percent(last['wer'])}, CER {_percent(last['cer'])} on {last['utterances']}")
+        if order.hold_out:
+            limited = with_lexicon(run, console)
+            console.print(f"WER {_percent(limited)} where only words of the training transcripts can be heard")
     console.print(f"next: overheard transcribe {shlex.quote(str(order.out))} AUDIO", highlight=False, soft_wrap=True)
 
 
@@ -86,22 +97,46 @@ def train_each(order: Order) -> None:
     set_up(order.devices.device, order.threads)
     console = Console()
     results: dict[str, dict[str, Any]] = {}
+    limited: dict[str, float | None] = {}
     for speaker in speakers:
         each = replace(order, hold_out=(speaker,), out=order.out / speaker)
         console.print(f"held out: {speaker}", highlight=False)
         run = carry_out(make_plan(each), make_model(each), each.out, console)
         if run.fabric.is_global_zero:
             draw_curves(each.out)
+            limited[speaker] = with_lexicon(run, console)
         results[speaker] = run.evaluations[-1]
-    table = Table(title="Speakers never heard in training, greedy decoding", title_justify="left", show_footer=True)
-    mean = sum(each["wer"] for each in results.values()) / len(results)
+    if not limited:
+        return
+    table = Table(title="Speakers never heard in training", title_justify="left", show_footer=True)
     table.add_column("held-out speaker", footer="mean")
     table.add_column("utterances", justify="right", footer=str(sum(each["utterances"] for each in results.values())))
-    table.add_column("WER", justify="right", footer=_percent(mean))
-    table.add_column("CER", justify="right")
+    table.add_column("greedy WER", justify="right", footer=_mean(each["wer"] for each in results.values()))
+    table.add_column("greedy CER", justify="right", footer=_mean(each["cer"] for each in results.values()))
+    table.add_column("WER with lexicon", justify="right", footer=_mean(limited.values()))
     for speaker, each in results.items():
-        table.add_row(speaker, str(each["utterances"]), _percent(each["wer"]), _percent(each["cer"]))
+        rates = (each["wer"], each["cer"], limited[speaker])
+        table.add_row(speaker, str(each["utterances"]), *map(_percent, rates))
     console.print(table)
+
+
+def with_lexicon(run: Run, console: Console) -> float | None:
+    """WER of a finished run's last weights where only the words of its training transcripts can be heard.
+
+    The words are left in lexicon.txt of the run's folder, for overheard transcribe --lexicon.
+
+    Returns:
+        None where the search cannot be made, which is said: without overheard[lm], or with an alphabet without a space.
+    """
+    words = sorted({word for cut in run.corpora.train for word in (cut.supervisions[0].text or "").split()})
+    lexicon = run.folder / "lexicon.txt"
+    write_text(lexicon, "".join(f"{word}\n" for word in words))
+    try:
+        search = beam_decoder(BeamConfig(lexicon=lexicon), alphabet_of(run.model))
+    except InputError as error:
+        console.print(f"not decoded with a lexicon: {error}", highlight=False, soft_wrap=True)
+        return None
+    return evaluate(run.model, run.corpora.dev, run.settings.batch_seconds, search=search).wer
 
 
 def make_plan(order: Order) -> TrainingPlan:
@@ -115,15 +150,25 @@ def make_plan(order: Order) -> TrainingPlan:
     if not order.augment:
         settings = replace(settings, augmentation=AugmentationConfig())
     asked = {name: value for name, value in asdict(order.selection).items() if value not in (None, ())}
-    selection, dev = replace(chosen.train, **asked), chosen.dev
+    selection, dev, extra = replace(chosen.train, **asked), chosen.dev, Selection()
     if order.hold_out:
-        speakers = {str(cut.supervisions[0].speaker) for cut in load_corpus(order.corpus).cuts}
-        others = tuple(sorted((set(selection.speakers) or speakers) - set(order.hold_out)))
-        if not others:
-            raise InputError("hold_out", ", ".join(order.hold_out), "leave a speaker to learn from")
-        selection, dev = replace(selection, speakers=others), Selection(speakers=order.hold_out)
+        selection = _without(order.hold_out, order.corpus, selection)
+        dev = Selection(speakers=order.hold_out)
+        if order.extra_corpus is not None:
+            # A speaker who is held out may have spoken there too.
+            extra = _without(order.hold_out, order.extra_corpus, extra)
     dev_corpus = order.dev_corpus or order.corpus
-    return TrainingPlan(order.corpus, selection, dev_corpus, dev, settings, order.devices, order.workers)
+    return TrainingPlan(
+        order.corpus, selection, dev_corpus, dev, settings, order.devices, order.workers, order.extra_corpus, extra
+    )
+
+
+def _without(held_out: tuple[str, ...], corpus: Path, selection: Selection) -> Selection:
+    speakers = {str(cut.supervisions[0].speaker) for cut in load_corpus(corpus).cuts}
+    others = tuple(sorted((set(selection.speakers) or speakers) - set(held_out)))
+    if not others:
+        raise InputError("hold_out", ", ".join(held_out), f"leave a speaker to learn from in {corpus}")
+    return replace(selection, speakers=others)
 
 
 def make_model(order: Order) -> nn.Module:
@@ -142,6 +187,13 @@ def _typed(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes, each checked for its type."""
     parsed = config_from_json(TrainingSettings, {**settings_to_json(TrainingSettings()), **changes}, "settings")
     return {name: getattr(parsed, name) for name in changes}
+
+
+def _mean(rates: Iterable[float | None]) -> str:
+    """Of all, or nothing where one is missing."""
+    found = list(rates)
+    known = [rate for rate in found if rate is not None]
+    return _percent(sum(known) / len(known) if found and len(known) == len(found) else None)
 
 
 def _percent(share: float | None) -> str:

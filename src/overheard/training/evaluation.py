@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from overheard.metrics.words import WordErrors, count_errors
+from overheard.recognition.beam import BeamDecoder
 from overheard.recognition.decoding import greedy
 from overheard.training.data import FeatureDataset, alphabet_of, in_order
 from overheard.training.devices import total
@@ -23,7 +24,7 @@ class Evaluation:
 
     Attributes:
         loss: CTC loss averaged over utterances, nats; None where it is not finite.
-        wer: word error rate by greedy decoding; None without words.
+        wer: word error rate, by greedy decoding where no other is named; None without words.
         cer: character error rate.
         utterances: how many could be used.
     """
@@ -35,18 +36,23 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, cuts: Sequence[MonoCut], batch_seconds: float, fabric: Fabric | None = None
+    model: nn.Module,
+    cuts: Sequence[MonoCut],
+    batch_seconds: float,
+    fabric: Fabric | None = None,
+    search: BeamDecoder | None = None,
 ) -> Evaluation:
-    """Greedy error rates over all the cuts, edits and lengths summed before they are divided.
+    """Error rates over all the cuts, edits and lengths summed before they are divided.
 
     Args:
         model: left in the mode it was in.
         cuts: utterances; those that cannot be read are left out.
         batch_seconds: audio in one batch, s.
         fabric: shares the batches among its processes; None for this one alone.
+        search: a beam search; None for greedy decoding.
     """
     errors, loss, heard_in_all = WordErrors(), 0.0, 0
-    for _, each, own in utterance_errors(model, cuts, batch_seconds, fabric):
+    for _, each, own in utterance_errors(model, cuts, batch_seconds, fabric, search):
         loss += each
         errors += own
         heard_in_all += 1
@@ -72,9 +78,13 @@ def evaluate_speakers(
 
 
 def utterance_errors(
-    model: nn.Module, cuts: Sequence[MonoCut], batch_seconds: float, fabric: Fabric | None = None
+    model: nn.Module,
+    cuts: Sequence[MonoCut],
+    batch_seconds: float,
+    fabric: Fabric | None = None,
+    search: BeamDecoder | None = None,
 ) -> Iterator[tuple[str, float, WordErrors]]:
-    """Id, CTC loss (nats) and greedy errors of each utterance that can be read; arguments as in `evaluate`."""
+    """Id, CTC loss (nats) and errors of each utterance that can be read; arguments as in `evaluate`."""
     dataset, alphabet = FeatureDataset(model), alphabet_of(model)
     device = next(model.parameters()).device
     batches = in_order(cuts, batch_seconds)
@@ -90,11 +100,13 @@ def utterance_errors(
         batch = heard.batch.to(device)
         with torch.no_grad(), precision:
             logits, lengths = model(batch.features, batch.num_frames)
-        losses = functional.ctc_loss(
-            logits.float().log_softmax(-1), batch.targets, lengths, batch.target_lengths, reduction="none"
-        )
+        log_probs = logits.float().log_softmax(-1)
+        losses = functional.ctc_loss(log_probs, batch.targets, lengths, batch.target_lengths, reduction="none")
         for index, hypothesis in enumerate(greedy(logits, lengths, alphabet)):
-            own = count_errors(hypothesis.text, alphabet.decode(batch.utterance_labels(index)))
+            found = [hypothesis] if search is None else search(log_probs[: lengths[index], index])
+            # A search that runs out of hypotheses has heard nothing.
+            heard_text = found[0].text if found else ""
+            own = count_errors(heard_text, alphabet.decode(batch.utterance_labels(index)))
             yield heard.utterances[index], float(losses[index]), own
     model.train(training)
 

@@ -42,6 +42,8 @@ class TrainingPlan:
         settings: how to train.
         devices: where.
         workers: processes beside each training process that prepare batches.
+        extra_corpus: folder or manifest of further speech to learn from; None for none.
+        extra: which of its utterances.
     """
 
     corpus: Path
@@ -51,6 +53,8 @@ class TrainingPlan:
     settings: TrainingSettings
     devices: Devices = Devices()
     workers: int = 0
+    extra_corpus: Path | None = None
+    extra: Selection = Selection()
 
 
 def carry_out(plan: TrainingPlan, model: nn.Module, folder: Path, console: Console) -> Run:
@@ -72,7 +76,7 @@ def carry_out(plan: TrainingPlan, model: nn.Module, folder: Path, console: Conso
     fabric = launch(plan.devices, plan.settings.precision)
     if not fabric.is_global_zero:
         console = Console(quiet=True)
-    train, left_out = usable_cuts(model, plan.corpus, plan.train)
+    train, left_out = _training_cuts(model, plan)
     dev = [] if plan.dev is None else usable_cuts(model, plan.dev_corpus, plan.dev)[0]
     for problem in left_out[:MOST_NAMED]:
         console.print(f"left out {problem.error()}", highlight=False, soft_wrap=True)
@@ -86,6 +90,23 @@ def carry_out(plan: TrainingPlan, model: nn.Module, folder: Path, console: Conso
     run = Run(fabric, model, Corpora(train, dev), plan.settings, configuration, folder, plan.workers, checkpoint)
     run.train(console)
     return run
+
+
+def _training_cuts(model: nn.Module, plan: TrainingPlan) -> tuple[list[MonoCut], list[Problem]]:
+    """What of the corpus and of the further one is usable, and the rest with reasons.
+
+    Raises:
+        InputError: nothing usable in one of them, or an id that is in both.
+    """
+    train, left_out = usable_cuts(model, plan.corpus, plan.train)
+    if plan.extra_corpus is None:
+        return train, left_out
+    extra, problems = usable_cuts(model, plan.extra_corpus, plan.extra)
+    known = {cut.id for cut in train}
+    for cut in extra:
+        if cut.id in known:
+            raise InputError(cut.id, f"in {plan.corpus} and in {plan.extra_corpus}", "leave one of them out")
+    return [*train, *extra], [*left_out, *problems]
 
 
 def usable_cuts(model: nn.Module, corpus: Path, selection: Selection) -> tuple[list[MonoCut], list[Problem]]:
@@ -141,8 +162,9 @@ def _write_configuration(
         "command": "train",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions,
-        "train": {"path": str(plan.corpus), "selection": asdict(plan.train)},
+        "train": _stored_selection(plan.corpus, plan.train),
         "dev": {"path": str(plan.dev_corpus), "utterances": len(dev)},
+        "extra": None if plan.extra_corpus is None else _stored_selection(plan.extra_corpus, plan.extra),
         "left_out": len(left_out),
         "devices": asdict(plan.devices),
         "threads": torch.get_num_threads(),
@@ -150,3 +172,7 @@ def _write_configuration(
     }
     write_text(folder / CONFIG, json.dumps(record, indent=1))
     write_text(folder / "left_out.jsonl", "".join(json.dumps(asdict(each)) + "\n" for each in left_out))
+
+
+def _stored_selection(corpus: Path, selection: Selection) -> dict[str, Any]:
+    return {"path": str(corpus), "selection": asdict(selection)}
