@@ -1,5 +1,7 @@
 """The whole chain on a DeepSpeech 2 of few units, and each of its later steps against the model's own values."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -10,6 +12,7 @@ from overheard.attacks.activation_equations import ActivationEquations
 from overheard.attacks.active_units import decide_active
 from overheard.attacks.complete import complete
 from overheard.attacks.conv_front import Front, make_front, make_second
+from overheard.attacks.edge_features import preconditioner
 from overheard.attacks.observation import Prior, Reconstruction
 from overheard.federation.client import ClientSettings
 from overheard.recognition.deepspeech2 import DeepSpeech2
@@ -18,7 +21,7 @@ from overheard.speech.features import SPECTROGRAM_161
 
 
 def model_of(**config: object) -> DeepSpeech2:
-    sizes: dict[str, object] = {"hidden_size": 64, "channels": 32, "front_end": SPECTROGRAM_161, **config}
+    sizes: dict[str, object] = {"hidden_size": 64, "channels": 16, "front_end": SPECTROGRAM_161, **config}
     model = small_deepspeech2(**sizes).eval()  # pyright: ignore[reportArgumentType]
     assert isinstance(model, DeepSpeech2)
     return model
@@ -135,3 +138,28 @@ def test_convolutions_and_their_adjoints(padding: tuple[tuple[int, int], tuple[i
         other = torch.randn(frames.shape, generator=generator, dtype=torch.float64)
         back = second.convolve_transposed(other, (values.shape[1], values.shape[2]))
         torch.testing.assert_close((frames * other).sum(), (values * back).sum())
+
+
+@pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])
+def test_the_fast_adjoint_is_the_slow_one(padding: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    front: Front = make_front(model_of(padding=padding))
+    rough = replace(front, weight=front.weight.float(), bias=front.bias.float())
+    for num_frames in (20, 21):
+        values = torch.randn(front.convolve(torch.zeros(num_frames, 161, dtype=torch.float64)).shape)
+        slow = front.convolve_transposed(values.double(), num_frames, 161)
+        torch.testing.assert_close(rough.convolve_transposed(values, num_frames, 161), slow.float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])
+def test_features_at_the_edges_are_solved_for_together(padding: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    front: Front = make_front(model_of(padding=padding))
+    front = replace(front, weight=front.weight.float(), bias=front.bias.float())
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(27, 161, generator=generator)
+    counted = torch.rand(front.convolve(features).shape, generator=generator).round()
+    solve = preconditioner(front, counted, 27, 161)
+    for edge in (slice(0, 24), slice(137, 161)):
+        there = torch.zeros_like(features)
+        there[:, edge] = features[:, edge]
+        seen = front.convolve_transposed(counted * front.convolve(there), 27, 161)
+        torch.testing.assert_close(solve(seen)[:, edge], features[:, edge], rtol=0.05, atol=0.05)

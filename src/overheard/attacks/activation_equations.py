@@ -4,12 +4,13 @@ With delta (O, J, T) the gradient of the second convolution's output, its weight
 
     dW[o, i, a, b] = sum_{j,t} delta[o, j, t] z[i, s j + a, t + b],
 
-linear in the first layer's activations z, with the same matrix M for every input channel i, and apart for every residue
-of a modulo the stride s: one Cholesky factor of M'M + rho for each residue serves all channels. M'M is a sum of shifted
-copies of delta' delta, so that M itself is never formed. Up to about 55 output frames of the default sizes, M z = dW
-has one solution; beyond, it determines a part. At the edges, and where gradients are faint, columns of M are many times
-shorter than elsewhere, and least squares would leave most of what is undetermined there. So all columns are brought to
-one length: unknowns are c z, c the length of their column, and distances are measured in them.
+linear in the first layer's activations z, with the same matrix M for every input channel i. M z is the gradient of that
+convolution by its weight, M' y its gradient by its input, so M itself is needed only for M M', which is of one size
+however long the utterance is, and apart for every residue of a modulo the stride s: one Cholesky factor of M M' + rho
+for each residue serves all channels. Up to about 55 output frames of the default sizes, M z = dW has one solution;
+beyond, it determines a part. At the edges, and where gradients are faint, columns of M are many times shorter than
+elsewhere, and least squares would leave most of what is undetermined there. So all columns are brought to one length:
+unknowns are c z, c the length of their column, and distances are measured in them.
 """
 
 import torch
@@ -21,10 +22,13 @@ from overheard.attacks.conv_front import Front
 from overheard.recognition.deepspeech2 import KERNELS, STRIDES
 
 SOFTNESS = 1e-6
-"""rho, relative to the mean eigenvalue of M'M: below what is determined, above what rounding of the update makes."""
+"""rho, relative to the square of a column of M: below what is determined, above what rounding of the update makes."""
 
 SHORTEST = 1e-3
 """Length of a column, relative to the longest, below which it counts as that long."""
+
+ROWS_AT_ONCE = 1024
+"""Of M M', whose other half follows by symmetry."""
 
 
 class ActivationEquations:
@@ -45,85 +49,80 @@ class ActivationEquations:
     def __init__(
         self, front: Front, delta: Float[Tensor, "C K T"], update: Float[Tensor, "C I A B"], shape: tuple[int, int]
     ) -> None:
-        self._shape = shape
-        self._padding = front.padding[1]
-        self._device = delta.device
-        stride = STRIDES[1][0]
-        padded = tuple(size + 2 * pad for size, pad in zip(shape, self._padding, strict=True))
-        lengths = delta.new_ones(padded)
-        self._factors = []
-        for residue in range(stride):
-            gram = _gram(delta, residue, (padded[0], padded[1]))
-            inside = self._inside(residue)
-            if not bool(inside.all()):
-                gram = gram[inside][:, inside]
-            length = gram.diagonal().sqrt()
-            length = length.clamp(min=SHORTEST * float(length.max()) + torch.finfo(length.dtype).tiny)
-            gram /= length[:, None]
-            gram /= length
-            gram.diagonal().add_(SOFTNESS)
-            self._factors.append(torch.linalg.cholesky(gram))
-            lengths[residue::stride] = delta.new_ones(inside.shape).masked_scatter(inside, length).view(-1, padded[1])
-        self._rough = [factor.float() for factor in self._factors]
-        right = functional.conv_transpose2d(delta[None], update, None, STRIDES[1])[0]
-        # Frequencies and frames that no window of the second layer reaches.
-        missing = [size - have for size, have in zip(padded, right.shape[1:], strict=True)]
-        longest = lengths[self._window()].max()
-        self._right = functional.pad(right, (0, missing[1], 0, missing[0])) / (lengths * longest)
-        self.lengths = lengths[self._window()] / longest
+        self._shape, self._padding = shape, front.padding[1]
+        lengths = self._transposed(update.new_ones(1, 1, *KERNELS[1]), delta.square().sum(dim=0, keepdim=True))[0]
+        lengths = lengths.sqrt()
+        longest = float(lengths.max()) or 1.0
+        lengths = lengths.clamp(min=SHORTEST * longest)
+        self.lengths = lengths / longest
+        self._delta, self._update = delta / longest, update / longest
+        self._rough = self._delta.float()
+        self._factors = [torch.linalg.cholesky(_gram(self._columns(residue))) for residue in range(STRIDES[1][0])]
+        self._rough_factors = [factor.float() for factor in self._factors]
 
     def nearest(self, activations: Float[Tensor, "I K U"]) -> Float[Tensor, "I K U"]:
-        """The solution z nearest to given activations z_0: least |M z - dW|^2 + rho |c (z - z_0)|^2."""
-        return self._solve(self._right, activations * self.lengths, self._factors) / self.lengths
+        """The solution z nearest to given activations z_0: least |M z - dW|^2 + rho |c (z - z_0)|^2.
+
+        In float32 where they are, at a fraction of the price.
+        """
+        kind = activations.dtype
+        missing = self._update.to(kind) - self._seen(activations)
+        return activations + self._explained(missing) / self.lengths.to(kind).square()
 
     def determined(self, change: Float[Tensor, "I K U"]) -> Float[Tensor, "I K U"]:
-        """P c z, what the update sees of a change z; P = (M'M + rho)^-1 M'M with equal columns, nearly a projection.
+        """P c z, what the update sees of a change z; P = M' (M M' + rho)^-1 M with equal columns, nearly a projection.
 
-        In float32 where the change is, at half the price: this is for the inside of iterations.
+        In float32 where the change is: this is for the inside of iterations.
         """
-        factors = self._factors if change.dtype == torch.float64 else self._rough
-        scaled = change * self.lengths.to(change.dtype)
-        return scaled - self._solve(None, scaled, factors)
+        return self._explained(self._seen(change)) / self.lengths.to(change.dtype)
 
-    def _solve(self, right: Tensor | None, start: Tensor, factors: list[Tensor]) -> Tensor:
-        padded = functional.pad(start, (self._padding[1],) * 2 + (self._padding[0],) * 2)
-        found = torch.zeros_like(padded)
-        stride = STRIDES[1][0]
-        for residue, factor in enumerate(factors):
-            inside = self._inside(residue)
-            known = SOFTNESS * padded[:, residue::stride].flatten(1)[:, inside]
-            if right is not None:
-                known = known + right[:, residue::stride].flatten(1)[:, inside]
-            half = torch.linalg.solve_triangular(factor, known.T, upper=False)
-            values = torch.zeros_like(padded[:, residue::stride]).flatten(1)
-            values[:, inside] = torch.linalg.solve_triangular(factor.T, half, upper=True).T
-            found[:, residue::stride] = values.view_as(found[:, residue::stride])
-        return found[(slice(None), *self._window())]
+    def _seen(self, activations: Float[Tensor, "I K U"]) -> Float[Tensor, "O I A B"]:
+        """M z."""
+        delta = self._delta if activations.dtype == torch.float64 else self._rough
+        weight = self._update.to(activations.dtype)
+        wanted = [False, True, False]
+        return torch.ops.aten.convolution_backward(
+            delta[None], activations[None], weight, None, STRIDES[1], self._padding, (1, 1), False, (0, 0), 1, wanted
+        )[1]
 
-    def _window(self) -> tuple[slice, slice]:
-        """Where the real unknowns lie among the padded ones."""
-        (low, early), (high, long) = self._padding, self._shape
-        return slice(low, low + high), slice(early, early + long)
+    def _explained(self, values: Float[Tensor, "O I A B"]) -> Float[Tensor, "I K U"]:
+        """M' (M M' + rho)^-1 y, of equal columns."""
+        exact = values.dtype == torch.float64
+        weighed = torch.empty_like(values)
+        for residue, factor in enumerate(self._factors if exact else self._rough_factors):
+            some = values[:, :, residue :: STRIDES[1][0]].permute(0, 2, 3, 1)  # (O, A', B, I)
+            half = torch.linalg.solve_triangular(factor, some.flatten(0, 2), upper=False)
+            solved = torch.linalg.solve_triangular(factor.T, half, upper=True)
+            weighed[:, :, residue :: STRIDES[1][0]] = solved.view(some.shape).permute(0, 3, 1, 2)
+        return self._transposed(weighed, self._delta if exact else self._rough)
 
-    def _inside(self, residue: int) -> Tensor:
-        """Which of the padded unknowns of a residue are real ones, flat."""
-        real = torch.ones(self._shape, dtype=torch.bool, device=self._device)
-        padded = functional.pad(real, (self._padding[1],) * 2 + (self._padding[0],) * 2)
-        return padded[residue :: STRIDES[1][0]].flatten()
+    def _transposed(self, values: Float[Tensor, "O I A B"], delta: Float[Tensor, "O J T"]) -> Float[Tensor, "I K U"]:
+        """M' y."""
+        axes = zip(self._shape, self._padding, KERNELS[1], STRIDES[1], delta.shape[1:], strict=True)
+        beyond = [size + 2 * pad - kernel - (count - 1) * stride for size, pad, kernel, stride, count in axes]
+        return functional.conv_transpose2d(delta[None], values, None, STRIDES[1], self._padding, beyond)[0]
+
+    def _columns(self, residue: int) -> Float[Tensor, "R X"]:
+        """M itself for one residue, its columns of equal length."""
+        (high, long), (low, early), stride = self._shape, self._padding, STRIDES[1][0]
+        _, count, frames = self._delta.shape
+        shifts, rows = (len(range(residue, size, stride)) for size in (KERNELS[1][0], high + 2 * low))
+        found = self._delta.new_zeros(len(self._delta), shifts, KERNELS[1][1], rows, long + 2 * early)
+        for up in range(shifts):
+            for later in range(KERNELS[1][1]):
+                found[:, up, later, up : up + count, later : later + frames] = self._delta
+        # Of the padded grid, what belongs to z.
+        first, last = (-(-(edge - residue) // stride) for edge in (low, low + high))
+        inside = found[..., max(0, first) : last, early : early + long]
+        lengths = self.lengths[residue + stride * max(0, first) - low :: stride]
+        return (inside / lengths).flatten(3).flatten(0, 2)
 
 
-def _gram(delta: Float[Tensor, "C K T"], residue: int, shape: tuple[int, int]) -> Float[Tensor, "U U"]:
-    """M'M of one residue: delta' delta, shifted by every place in the kernel and summed, one axis at a time."""
-    _, high, long = delta.shape
-    stride = STRIDES[1][0]
-    shifts = len(range(residue, KERNELS[1][0], stride))
-    rows = len(range(residue, shape[0], stride))
-    flat = delta.flatten(1)
-    inner = (flat.T @ flat).view(high, long, high, long)
-    over_frequency = inner.new_zeros(rows, long, rows, long)
-    for shift in range(shifts):
-        over_frequency[shift : shift + high, :, shift : shift + high] += inner
-    over_time = inner.new_zeros(rows, shape[1], rows, shape[1])
-    for shift in range(KERNELS[1][1]):
-        over_time[:, shift : shift + long, :, shift : shift + long] += over_frequency
-    return over_time.view(rows * shape[1], rows * shape[1])
+def _gram(columns: Float[Tensor, "R X"]) -> Float[Tensor, "R R"]:
+    """M M' + rho, of which the lower half is enough."""
+    gram = columns.new_zeros(len(columns), len(columns))
+    for start in range(0, len(columns), ROWS_AT_ONCE):
+        end = start + ROWS_AT_ONCE
+        torch.mm(columns[start:end], columns[:end].T, out=gram[start:end, :end])
+    gram.diagonal().add_(SOFTNESS)
+    return gram

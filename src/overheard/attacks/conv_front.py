@@ -38,11 +38,32 @@ class Front:
         self, values: Float[Tensor, "C K U"], num_frames: int, num_features: int
     ) -> Float[Tensor, "T F"]:
         """The adjoint of `convolve`."""
-        beyond = _unreached((num_features, num_frames), values.shape[1:], 0, self.padding[0])
-        spread = functional.conv_transpose2d(
-            values[None], self.weight, None, STRIDES[0], self.padding[0], output_padding=beyond
+        if values.dtype == torch.float64:
+            beyond = _unreached((num_features, num_frames), values.shape[1:], 0, self.padding[0])
+            spread = functional.conv_transpose2d(
+                values[None], self.weight, None, STRIDES[0], self.padding[0], output_padding=beyond
+            )
+            return spread[0, 0].T
+        return self._spread(values, num_frames, num_features)
+
+    def _spread(self, values: Float[Tensor, "C K U"], num_frames: int, num_features: int) -> Float[Tensor, "T F"]:
+        """One convolution for each place within a stride: in float32 that is several times faster."""
+        (high, long), (up, later), (low, early) = KERNELS[0], STRIDES[0], self.padding[0]
+        wide, deep = -(-high // up), -(-long // later)
+        padded = functional.pad(self.weight, (0, deep * later - long, 0, wide * up - high))
+        places = padded.view(-1, wide, up, deep, later).permute(2, 4, 0, 1, 3).flip(3, 4).flatten(0, 1)
+        # As many windows more as all features need, in front and behind.
+        behind = (
+            max(0, -(-(size + pad) // step) - count)
+            for size, pad, step, count in zip(
+                (num_features, num_frames), (low, early), (up, later), values.shape[1:], strict=True
+            )
         )
-        return spread[0, 0].T
+        above, after = behind
+        framed = functional.pad(values, (deep - 1, after, wide - 1, above))
+        spread = functional.conv2d(framed[None], places)[0].view(up, later, -1, framed.shape[2] - deep + 1)
+        spread = spread.permute(2, 0, 3, 1).flatten(0, 1).flatten(1, 2)
+        return spread[low : low + num_features, early : early + num_frames].T
 
     def energy(self, counted: Float[Tensor, "C K U"], num_frames: int, num_features: int) -> Float[Tensor, "T F"]:
         """Sum of the squared weights through which each feature reaches units, times how much each of them counts."""
