@@ -14,6 +14,7 @@ from overheard.attacks.active_units import decide_active
 from overheard.attacks.conv_features import solve_features, start_features
 from overheard.attacks.frame_order import Timeline, order_frames
 from overheard.attacks.frames import find_frames
+from overheard.attacks.line_up import line_up
 from overheard.attacks.rank import layer_matrix, numerical_rank, precision_of
 from overheard.audit.steps import make_batch, share
 from overheard.federation.client import ClientSettings
@@ -53,7 +54,8 @@ def main(corpus: Path, utterance: str) -> None:
     draw_active(units, decided.active)
 
     true = truth.utterances[0].features
-    evidence = sparse_frames._evidence(model, update, units, gradients, decided, len(true))
+    utterances = line_up(model.config, (len(true),), true.device)
+    evidence = sparse_frames._evidence(model, update, units, gradients, decided, utterances)
     start = start_features(evidence, len(true), true.shape[1])
     draw_features(true, start.float(), solve_features(evidence, start, config.most_steps, config.tolerance).features)
 

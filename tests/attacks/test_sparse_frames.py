@@ -13,6 +13,7 @@ from overheard.attacks.active_units import decide_active
 from overheard.attacks.complete import complete
 from overheard.attacks.conv_front import Front, make_front, make_second
 from overheard.attacks.edge_features import preconditioner
+from overheard.attacks.line_up import line_up
 from overheard.attacks.observation import Prior, Reconstruction
 from overheard.federation.client import ClientSettings
 from overheard.recognition.deepspeech2 import DeepSpeech2
@@ -64,6 +65,20 @@ def test_features_and_words_come_back_from_the_update_alone(num_frames: int, con
     assert found.certified
 
 
+def test_two_utterances_come_back_from_one_update() -> None:
+    batch = spoken(27, 36)
+    model = model_of()
+    observation = observe(model, batch)
+    found = complete(observation, attack(observation))
+    assert found.reason is None
+    assert sorted(len(features) for features in found.features) == [27, 36]
+    for features, text in zip(found.features, found.transcripts, strict=True):
+        index = int(len(features) == 36)
+        assert snr(features, batch.utterance_features(index)) > 40
+        assert text == model.alphabet.decode(batch.utterance_labels(index))
+    assert found.certified
+
+
 def test_a_delta_of_one_step_is_a_gradient() -> None:
     batch = spoken(40)
     found = attack(observe(model_of(), batch, ClientSettings(kind="delta", learning_rate=1.0)))
@@ -74,7 +89,6 @@ def test_a_delta_of_one_step_is_a_gradient() -> None:
 def test_what_it_is_not_made_for_is_said() -> None:
     model, batch = model_of(), spoken(40)
     assert "DeepSpeech1" in str(attack(observe(small_deepspeech1(), collate([torch.randn(20, 26)], [[1]]))).reason)
-    assert "2 utterances" in str(attack(observe(model, spoken(40, 44))).reason)
     assert "norm" in str(attack(observe(model, batch, ClientSettings(mode="train"))).reason)
     assert "norm" in str(attack(observe(model_of(norm="group"), batch)).reason)
     steps = ClientSettings(kind="delta", learning_rate=0.1, local_steps=2)
@@ -138,6 +152,22 @@ def test_convolutions_and_their_adjoints(padding: tuple[tuple[int, int], tuple[i
         other = torch.randn(frames.shape, generator=generator, dtype=torch.float64)
         back = second.convolve_transposed(other, (values.shape[1], values.shape[2]))
         torch.testing.assert_close((frames * other).sum(), (values * back).sum())
+
+
+@pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])
+def test_utterances_in_a_line_do_not_see_each_other(padding: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    model, lengths = model_of(padding=padding), (21, 24, 30)
+    alone, second = make_front(model), make_second(model)
+    utterances = line_up(model.config, lengths, torch.device("cpu"))
+    front = make_front(model, utterances)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(len(utterances.features), 161, generator=generator, dtype=torch.float64)
+    together = second.convolve(front.pre_activations(features).clamp(0.0, 20.0))
+    expected = [
+        second.convolve(alone.pre_activations(features[start:end]).clamp(0.0, 20.0)) for start, end in utterances.spans
+    ]
+    assert [end - start for start, end in utterances.spans] == list(lengths)
+    torch.testing.assert_close(together[..., utterances.outputs], torch.cat(expected, dim=2))
 
 
 @pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])

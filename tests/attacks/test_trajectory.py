@@ -90,6 +90,31 @@ def test_a_timeline_from_shuffled_and_missing_frames(missing: tuple[int, ...]) -
     torch.testing.assert_close(found.frames, frames, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("missing", [(), (3,), (0, 7)])
+def test_two_utterances_are_told_apart(missing: tuple[int, ...]) -> None:
+    frames = speech()
+    for place in missing:
+        frames[place] = 0.9 * frames[place + 1] + 0.1 * frames[place]
+    basis = basis_of(frames)
+    generator = torch.Generator().manual_seed(1)
+    layer = Recurrence("gru", UNITS, HIDDEN, bias=False, generator=generator).double()
+    for part in frames.split([6, 4]):
+        states = layer(part[:, None])[:, 0]
+        (states * torch.randn(states.shape, generator=generator, dtype=torch.float64)).sum().backward()
+    forward, backward = (
+        make_direction(layer, suffix, getattr(layer, f"weight_hh_l0{suffix}").grad, len(frames) - 2)
+        for suffix in ("", "_reverse")
+    )
+    units = torch.nn.functional.normalize(frames @ basis.T, dim=1)
+    kept = [place for place in (7, 2, 9, 0, 5, 1, 8, 3, 6, 4) if place not in missing]
+    found = order_frames(basis, units[kept], (forward, backward), 0.35, utterances=2)
+    assert isinstance(found, Timeline)
+    assert found.solved == len(missing)
+    assert sorted(found.lengths) == [4, 6]
+    ordered = frames if found.lengths[0] == 6 else frames.roll(4, 0)
+    torch.testing.assert_close(found.frames, ordered, rtol=1e-3, atol=1e-3)
+
+
 def test_a_path_that_cannot_go_on_says_where() -> None:
     _, directions = heard("gru", speech())
     others = basis_of(sparse_frames(COUNT, UNITS, seed=9))

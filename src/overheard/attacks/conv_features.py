@@ -68,7 +68,7 @@ def make_evidence(
     equations: ActivationEquations,
     frames: Float[Tensor, "O J P"],
     active: Bool[Tensor, "O J P"],
-    trusted: Bool[Tensor, " O"],
+    trusted: Bool[Tensor, "O 1 P"],
 ) -> Evidence:
     """Evidence whose two parts weigh alike everywhere.
 
@@ -78,10 +78,10 @@ def make_evidence(
         equations: what its update says about activations.
         frames: H, rounding included.
         active: its units above zero and not saturated.
-        trusted: channels of H whose active units are not in doubt.
+        trusted: channels of H whose active units are not in doubt, at frames that belong to an utterance.
     """
     known = torch.where(active | (frames >= 0.5 * front.clip), frames, 0.0)
-    weights = FRAME_WEIGHT * trusted[:, None, None] * second.mean(equations.lengths.square())
+    weights = FRAME_WEIGHT * trusted * second.mean(equations.lengths.square())
     return Evidence(front, second, equations, known, active, weights)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from overheard.attacks.line_up import LineUp
 from overheard.recognition.deepspeech2 import KERNELS, STRIDES, DeepSpeech2
 from overheard.recognition.normalisation import MaskedBatchNorm
 
@@ -21,30 +22,38 @@ class Front:
         bias: (C,).
         clip: where rectifiers saturate.
         padding: of each convolution, (frequency, time).
+        utterances: where they are on the axis of time, if there are several; nothing is between them.
     """
 
     weight: Float[Tensor, "C 1 KF KT"]
     bias: Float[Tensor, " C"]
     clip: float
     padding: tuple[tuple[int, int], tuple[int, int]]
+    utterances: LineUp | None = None
 
     def convolve(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "C K U"]:
         """W_1 * x, without the bias."""
         # A transposed view of one channel passes for channels-last and takes a path that is many times slower.
         image = features.T.contiguous()[None, None]
-        return functional.conv2d(image, self.weight, None, STRIDES[0], self.padding[0])[0]
+        if self.utterances is not None:
+            image = image * self.utterances.features
+        values = functional.conv2d(image, self.weight, None, STRIDES[0], self.padding[0])[0]
+        return values if self.utterances is None else values * self.utterances.windows
 
     def convolve_transposed(
         self, values: Float[Tensor, "C K U"], num_frames: int, num_features: int
     ) -> Float[Tensor, "T F"]:
         """The adjoint of `convolve`."""
+        if self.utterances is not None:
+            values = values * self.utterances.windows
         if values.dtype == torch.float64:
             beyond = _unreached((num_features, num_frames), values.shape[1:], 0, self.padding[0])
             spread = functional.conv_transpose2d(
                 values[None], self.weight, None, STRIDES[0], self.padding[0], output_padding=beyond
-            )
-            return spread[0, 0].T
-        return self._spread(values, num_frames, num_features)
+            )[0, 0].T
+        else:
+            spread = self._spread(values, num_frames, num_features)
+        return spread if self.utterances is None else spread * self.utterances.features[:, None]
 
     def _spread(self, values: Float[Tensor, "C K U"], num_frames: int, num_features: int) -> Float[Tensor, "T F"]:
         """One convolution for each place within a stride: in float32 that is several times faster."""
@@ -72,8 +81,9 @@ class Front:
         return energy.clamp(min=1e-6 * float(energy.max()))
 
     def pre_activations(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "C K U"]:
-        """What the first rectifier is given."""
-        return self.convolve(features) + self.bias[:, None, None]
+        """What the first rectifier is given; zero between utterances."""
+        bias = self.bias[:, None, None]
+        return self.convolve(features) + (bias if self.utterances is None else bias * self.utterances.windows)
 
 
 @dataclass(frozen=True)
@@ -128,11 +138,12 @@ def folded(model: DeepSpeech2, layer: int) -> tuple[Float[Tensor, " C"], Float[T
     return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
 
 
-def make_front(model: DeepSpeech2) -> Front:
+def make_front(model: DeepSpeech2, utterances: LineUp | None = None) -> Front:
     """The first layer of a model in evaluation mode."""
     scale, shift = folded(model, 0)
     weight, bias = (model.get_parameter(f"convolutions.0.{name}").detach().double() for name in ("weight", "bias"))
-    return Front(weight * scale[:, None, None, None], bias * scale + shift, model.config.clip, model.config.padding)
+    weight, bias = weight * scale[:, None, None, None], bias * scale + shift
+    return Front(weight, bias, model.config.clip, model.config.padding, utterances)
 
 
 def make_second(model: DeepSpeech2) -> Second:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from overheard.attacks.conv_front import Front
@@ -73,7 +73,10 @@ def preconditioner(
     """
     energy = front.energy(counted, num_frames, num_features)
     bins = min(BINS, num_features // 2)
-    bands = [_band(front, counted, first, bins, num_frames) for first in (0, num_features - bins)]
+    spoken = torch.ones(num_frames, dtype=torch.bool, device=counted.device)
+    if front.utterances is not None:
+        spoken = front.utterances.features
+    bands = [_band(front, counted, first, bins, spoken) for first in (0, num_features - bins)]
 
     def solve(right: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
         solved = right / energy
@@ -85,7 +88,7 @@ def preconditioner(
     return solve
 
 
-def _band(front: Front, counted: Float[Tensor, "C K U"], first: int, bins: int, num_frames: int) -> _Band:
+def _band(front: Front, counted: Float[Tensor, "C K U"], first: int, bins: int, spoken: Bool[Tensor, " T"]) -> _Band:
     (high, long), stride, (low, early) = KERNELS[0], STRIDES[0][1], front.padding[0]
     rows = [row for row in range(counted.shape[1]) if row * STRIDES[0][0] - low < first + bins]
     rows = [row for row in rows if row * STRIDES[0][0] - low + high > first]
@@ -97,16 +100,16 @@ def _band(front: Front, counted: Float[Tensor, "C K U"], first: int, bins: int, 
         seen[place, :, begin - first : end - first] = front.weight[:, 0, begin - start : end - start]
     flat = seen.transpose(2, 3).flatten(2).flatten(0, 1)  # (rows C, long bins)
     grams = torch.stack([flat.T @ (flat * each[:, None]) for each in counted[:, rows].permute(2, 1, 0).flatten(1)])
-    return _Band(first, bins, early, *_factorised(grams.view(-1, long, bins, long, bins), stride, early, num_frames))
+    return _Band(first, bins, early, *_factorised(grams.view(-1, long, bins, long, bins), stride, early, spoken))
 
 
 def _factorised(
-    grams: Float[Tensor, "U S W S W"], stride: int, early: int, num_frames: int
+    grams: Float[Tensor, "U S W S W"], stride: int, early: int, spoken: Bool[Tensor, " T"]
 ) -> tuple[Float[Tensor, "N B B"], Float[Tensor, "M B B"]]:
     """Cholesky factor of the sum of all windows' shares, in blocks so long that a window meets two at most."""
     count, long, bins = grams.shape[:3]
     frames = -(-(long - 1) // stride) * stride
-    blocks, size = max(stride * (count - 1) + long, early + num_frames) // frames + 1, frames * bins
+    blocks, size = max(stride * (count - 1) + long, early + len(spoken)) // frames + 1, frames * bins
     pairs = grams.new_zeros(blocks, 2 * frames, bins, 2 * frames, bins)
     for window, gram in enumerate(grams):
         block, start = divmod(window * stride, frames)
@@ -114,9 +117,9 @@ def _factorised(
     pairs = pairs.view(blocks, 2 * size, 2 * size)
     diagonal, below = pairs[:, :size, :size].double(), pairs[:-1, size:, :size].double()
     diagonal[1:] += pairs[:-1, size:, size:]
-    # Frames of the padding are no unknowns.
+    # Frames of the padding, and between utterances, are no unknowns.
     real = diagonal.new_zeros(blocks * frames)
-    real[early : early + num_frames] = 1
+    real[early : early + len(spoken)] = spoken.to(real)
     real = real.repeat_interleave(bins).view(blocks, size)
     diagonal *= real[:, :, None] * real[:, None, :]
     below *= real[1:, :, None] * real[:-1, None, :]

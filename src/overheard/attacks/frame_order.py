@@ -1,11 +1,13 @@
-"""All frames of one utterance in the order in which they were heard, from both ends towards each other.
+"""All frames of an update in the order in which they were heard, from both ends of each utterance towards each other.
 
-A path from the first frame on and one from the last frame back share what was found in the subspace. Where neither goes
-on, the next frame is solved for (`missing_frames`), joins the others, and both try again, until every frame has its
-place.
+Every utterance starts from the state zero, so in each direction as many paths are followed as there are utterances. A
+path from the first frame on and one from the last frame back share what was found in the subspace, which tells that
+they are of one utterance. Where neither goes on, the next frame is solved for (`missing_frames`), joins the others,
+and all try again, until every frame has its place.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -21,11 +23,12 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Timeline:
-    """Frames in order.
+    """Frames in order, one utterance behind the other.
 
     Attributes:
         frames: (T, C), strengths included; non-negative up to rounding.
         coordinates: of the frames in the basis.
+        lengths: frames of each utterance.
         solved: how many were solved for where a path broke off.
         residual: largest part of a state outside the span of states.
         disagreement: largest relative difference between the strengths that both directions found.
@@ -33,6 +36,7 @@ class Timeline:
 
     frames: Float[Tensor, "T C"]
     coordinates: Float[Tensor, "T T"]
+    lengths: tuple[int, ...]
     solved: int
     residual: float
     disagreement: float
@@ -40,11 +44,20 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Why no timeline came about, and how far both paths went."""
+    """Why no timeline came about, and how far the paths of each direction went together."""
 
     reason: str
     forward: int
     backward: int
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Both paths through one utterance, and all its frames in order."""
+
+    forward: int
+    backward: int
+    order: tuple[int, ...]
 
 
 def order_frames(
@@ -53,8 +66,9 @@ def order_frames(
     directions: tuple[Direction, Direction],
     zero_share: float,
     tolerance: float = 1e-3,
+    utterances: int = 1,
 ) -> Timeline | Stopped:
-    """Order, direction and strength of all frames of one utterance.
+    """Order, direction and strength of all frames.
 
     Args:
         basis: orthonormal rows that span the frames.
@@ -62,59 +76,88 @@ def order_frames(
         directions: forward and backward.
         zero_share: of units, exact zeros that certify a frame.
         tolerance: part of a state outside the span up to which a frame fits.
+        utterances: in the update.
     """
-    size = len(basis)
-    known = coordinates
-    paths = [open_path(direction) for direction in directions]
-    solved = 0
+    size, known, solved = len(basis), coordinates, 0
+    # paths[way][number]
+    paths = [[open_path(direction)] * utterances for direction in directions]
     while True:
         for way, direction in enumerate(directions):
-            paths[way] = follow(direction, known @ basis, paths[way], tolerance, size - 1)
-        if size == 1 or _complete(paths[0], paths[1], size):
-            break
-        for way, direction in enumerate(directions):
-            if len(paths[way].order) == size - 1:
-                continue
-            row, residual = _solve_next(basis, known, direction, paths[way], paths[1 - way], zero_share, tolerance)
+            _extend(direction, known @ basis, paths[way], tolerance, size)
+        chains = _chains(paths, size)
+        if sum(len(chain.order) for chain in chains) == size and len(chains) == utterances:
+            return _join(basis, known, paths, chains, solved)
+        broken = [
+            (way, number)
+            for number in range(utterances)
+            for way in range(2)
+            if number not in {(chain.forward, chain.backward)[way] for chain in chains}
+        ]
+        for way, number in broken:
+            others = [paths[1 - way][each] for other, each in broken if other != way]
+            row, residual = _solve_next(
+                basis, known, directions[way], paths[way], number, others, zero_share, tolerance
+            )  # fmt: skip
             if row is None:
                 continue
             strength = float(row.norm())
             known = torch.cat([known, row[None] / strength])
-            into_gates = known[-1] @ basis @ direction.into_gates.T
-            paths[way] = append(direction, paths[way], len(known) - 1, strength, residual, into_gates)
+            into_gates = known[-1] @ basis @ directions[way].into_gates.T
+            place = len(known) - 1
+            paths[way][number] = append(directions[way], paths[way][number], place, strength, residual, into_gates)
             solved += 1
             break
         else:
-            reason = f"of {size} frames, the forward path reaches {len(paths[0].order)} and the backward path "
-            return Stopped(f"{reason}{len(paths[1].order)}", len(paths[0].order), len(paths[1].order))
-    return _join(basis, known, paths[0], paths[1], solved)
+            forward, backward = (sum(len(path.order) for path in each) for each in paths)
+            names = ("path reaches", "path") if utterances == 1 else ("paths reach", "paths")
+            reason = f"of {size} frames, the forward {names[0]} {forward} and the backward {names[1]} {backward}"
+            return Stopped(reason, forward, backward)
 
 
-def _complete(forward: Path, backward: Path, size: int) -> bool:
-    """Whether the two paths, overlapping or just meeting, name every frame once and in one order."""
-    overlap = len(forward.order) + len(backward.order) - size
-    if overlap < 0:
-        return False
-    behind = backward.order[::-1]
-    agree = forward.order[len(forward.order) - overlap :] == behind[:overlap]
-    return agree and len(set(forward.order) | set(behind)) == size
+def _extend(direction: Direction, frames: Float[Tensor, "M C"], paths: list[Path], tolerance: float, size: int) -> None:
+    """Follow the paths of one direction in turn; all states but each utterance's last one are carried on."""
+    for number, path in enumerate(paths):
+        taken = frozenset(index for other in paths if other is not path for index in other.order)
+        longest = max(size - len(paths), 1) - len(taken)
+        paths[number] = follow(direction, frames, path, tolerance, longest, taken)
+
+
+def _chains(paths: list[list[Path]], size: int) -> list[_Chain]:
+    """Pairs of paths that overlap; the last pair may just meet, where no frame is then left."""
+    found: list[_Chain] = []
+    for (forward, one), (backward, other) in product(enumerate(paths[0]), enumerate(paths[1])):
+        behind = other.order[::-1]
+        for overlap in range(min(len(one.order), len(behind)), 0, -1):
+            if one.order[len(one.order) - overlap :] == behind[:overlap]:
+                found.append(_Chain(forward, backward, (*one.order, *behind[overlap:])))
+                break
+    if len(found) == len(paths[0]) - 1:
+        [forward], [backward] = (
+            set(range(len(paths[0]))) - {(chain.forward, chain.backward)[way] for chain in found} for way in range(2)
+        )
+        order = (*paths[0][forward].order, *paths[1][backward].order[::-1])
+        if len(set(order)) == len(order) == size - sum(len(chain.order) for chain in found):
+            found.append(_Chain(forward, backward, order))
+    return found
 
 
 def _solve_next(
     basis: Float[Tensor, "T C"],
     known: Float[Tensor, "M T"],
     direction: Direction,
-    path: Path,
-    other: Path,
+    paths: list[Path],
+    number: int,
+    others: list[Path],
     zero_share: float,
     tolerance: float,
 ) -> tuple[Float[Tensor, " T"] | None, float]:
     """Coordinates of the frame after a path, strength included; None if no start leads to a new frame that fits."""
     best: tuple[Float[Tensor, " T"] | None, float] = None, tolerance
-    for guess in _guesses(known, path, other):
+    path, taken = paths[number], [index for each in paths for index in each.order]
+    for guess in _guesses(known, path, others):
         row, residual = solve_frame(direction, basis, path.state, guess)
         unit = torch.nn.functional.normalize(row, dim=0)
-        if residual < best[1] and not bool((known[list(path.order)] @ unit > 1 - SAME).any()):
+        if residual < best[1] and not bool((known[taken] @ unit > 1 - SAME).any()):
             best = row, residual
         if best[1] < 0.1 * tolerance:
             break
@@ -129,11 +172,12 @@ def _solve_next(
     return (sharp, again) if bool(certified[0]) and again < 1.5 * residual else best
 
 
-def _guesses(known: Float[Tensor, "M T"], path: Path, other: Path) -> list[Float[Tensor, " T"]]:
-    """Neighbours in time where there are any: the frame before, the tip of the other path, all frames' mean."""
-    guesses = [strength * known[index] for each in (path, other) for index, strength in _tip(each)]
-    strengths = [*path.strengths, *other.strengths]
-    typical = sorted(strengths)[len(strengths) // 2] if strengths else 1.0
+def _guesses(known: Float[Tensor, "M T"], path: Path, others: list[Path]) -> list[Float[Tensor, " T"]]:
+    """Neighbours in time where there are any: the frame before, the tips of paths that come towards it, all frames'
+    mean."""
+    guesses = [strength * known[index] for each in (path, *others) for index, strength in _tip(each)]
+    strengths = sorted(strength for each in (path, *others) for strength in each.strengths)
+    typical = strengths[len(strengths) // 2] if strengths else 1.0
     return [*guesses, typical * torch.nn.functional.normalize(known.sum(dim=0), dim=0)]
 
 
@@ -142,17 +186,22 @@ def _tip(path: Path) -> list[tuple[int, float]]:
 
 
 def _join(
-    basis: Float[Tensor, "T C"], known: Float[Tensor, "M T"], forward: Path, backward: Path, solved: int
+    basis: Float[Tensor, "T C"],
+    known: Float[Tensor, "M T"],
+    paths: list[list[Path]],
+    chains: list[_Chain],
+    solved: int,
 ) -> Timeline:
-    """One order from both paths; the strength of a frame that both reached is their geometric mean."""
-    overlap = len(forward.order) + len(backward.order) - len(basis)
-    order = [*forward.order, *backward.order[::-1][overlap:]]
+    """All utterances' frames; the strength of a frame that both directions reached is their geometric mean."""
+    order = [index for chain in chains for index in chain.order]
     found: dict[int, list[float]] = {index: [] for index in order}
-    for path in (forward, backward):
+    every = [path for way in paths for path in way]
+    for path in every:
         for index, strength in zip(path.order, path.strengths, strict=True):
             found[index].append(strength)
     logs = [basis.new_tensor(found[index]).log() for index in order]
     disagreement = max((float(each.max() - each.min()) for each in logs), default=0.0)
     coordinates = known[order] * torch.stack([each.mean() for each in logs]).exp()[:, None]
-    residual = max((*forward.residuals, *backward.residuals), default=0.0)
-    return Timeline(coordinates @ basis, coordinates, solved, residual, disagreement)
+    residual = max((value for path in every for value in path.residuals), default=0.0)
+    lengths = tuple(len(chain.order) for chain in chains)
+    return Timeline(coordinates @ basis, coordinates, lengths, solved, residual, disagreement)

@@ -13,15 +13,16 @@ same update, and each has a test of its own:
 
 Words and the certificate follow from features as they do after any attack (`complete`).
 
-Nothing is given but the public model and the update of one utterance. Layers below the recurrence must act on each
-frame alone, so their batch norm must run in evaluation mode.
+Nothing is given but the public model and the update of one utterance, or of a few together: their frames share one
+span, each utterance has a path of its own, and from there on they stand one behind the other as if they were one
+(`line_up`). Layers below the recurrence must act on each frame alone, so their batch norm must run in evaluation mode.
 """
 
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from overheard.attacks.activation_equations import ActivationEquations
@@ -30,6 +31,7 @@ from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evid
 from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_order import Stopped, Timeline, order_frames
 from overheard.attacks.frames import find_frames, refit_frames
+from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.rank import layer_matrix, numerical_rank, precision_of
 from overheard.attacks.trajectory import Direction, make_direction
@@ -90,7 +92,7 @@ class _Progress:
 
 
 def attack(observation: Observation, config: SparseFramesConfig, *, generator: torch.Generator) -> Reconstruction:
-    """One utterance from the update of a DeepSpeech 2."""
+    """All utterances from the update of a DeepSpeech 2."""
     settings = asdict(config)
     reason = _hindrance(observation)
     if reason is not None:
@@ -100,13 +102,14 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
     diagnostics = {**progress.diagnostics, "step_seconds": progress.seconds}
     if isinstance(found, str):
         return Reconstruction("sparse_frames", reason=found, settings=settings, diagnostics=diagnostics)
-    exact = found.residual <= EXACT * config.tolerance
-    contradicted = f"the features found contradict {found.residual:.1e} of the activations that the update tells"
-    diagnostics["likely_errors"] = [max(found.change, LIKELY * found.residual)]
+    features, solution = found
+    exact = solution.residual <= EXACT * config.tolerance
+    contradicted = f"the features found contradict {solution.residual:.1e} of the activations that the update tells"
+    diagnostics["likely_errors"] = [max(solution.change, LIKELY * solution.residual)] * len(features)
     return Reconstruction(
         attack="sparse_frames",
-        features=(found.features,),
-        transcripts=(None,),
+        features=features,
+        transcripts=(None,) * len(features),
         unique=exact,
         reason=None if exact else contradicted,
         settings=settings,
@@ -125,8 +128,6 @@ def _hindrance(observation: Observation) -> str | None:
     for name in needed:
         if name not in update.tensors:
             return f"the update holds no {name}"
-    if update.protocol.num_utterances > 1:
-        return f"the update is of {update.protocol.num_utterances} utterances; the path is followed for one"
     if update.protocol.local_steps > 1:
         return f"{update.protocol.local_steps} local steps move the convolutions, and the frames with them"
     if update.protocol.mode == "train" or model.config.norm != "batch":
@@ -136,29 +137,31 @@ def _hindrance(observation: Observation) -> str | None:
 
 def _recover(
     observation: Observation, config: SparseFramesConfig, progress: _Progress, generator: torch.Generator
-) -> FeatureSolution | str:
-    """Features, or why there are none."""
+) -> tuple[tuple[Tensor, ...], FeatureSolution] | str:
+    """Features of each utterance and how they were solved for together, or why there are none."""
     model, update = observation.model, observation.update
     assert isinstance(model, DeepSpeech2)
     matrix = layer_matrix(update, LAYER, model.recurrences[0])
     assert matrix is not None
     precision = precision_of(update, LAYER)
     rank = numerical_rank(matrix, precision)
-    count = rank.rank
-    most = min(min(matrix.shape) - 1, model.config.hidden_size - SPARE_STATES)
+    count, utterances = rank.rank, update.protocol.num_utterances
+    most = min(min(matrix.shape) - 1, model.config.hidden_size - SPARE_STATES + utterances - 1)
     progress.done("rank", output_frames=count, rank_margin=rank.margin)
     if count == 0 or count > most:
         return f"the recurrence was shown {count} frames or more; up to {most} can be told apart"
     if count + SPARE_ZEROS > matrix.shape[1] // 2:
         return f"with {matrix.shape[1]} units a frame, {count} frames have too few zeros to be told from their mixtures"
-    num_frames = _input_frames(model, count, observation.prior.num_frames)
-    if num_frames is None:
+    declared = observation.prior.num_frames
+    if declared is not None and sum(map(model.config.output_length, declared)) != count:
         return f"no utterance of the declared length gives {count} output frames"
     basis = _row_basis(matrix, count, generator)
     frames = find_frames(basis, config.zero_share, config.rounds, generator)
     progress.done("frames", frames_found=len(frames.coordinates))
-    directions = _directions(model, update, count - 1)
-    timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, config.state_tolerance)
+    directions = _directions(model, update, count - utterances)
+    timeline = order_frames(
+        basis, frames.coordinates, directions, config.zero_share, config.state_tolerance, utterances
+    )
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason
@@ -167,8 +170,18 @@ def _recover(
         frames_solved=timeline.solved,
         state_residual=timeline.residual,
         strength_disagreement=timeline.disagreement,
+        frames_by_utterance=list(timeline.lengths),
     )
-    return _features(model, update, matrix, basis, timeline, num_frames, config, progress)
+    num_frames = _input_frames(model, timeline.lengths, declared)
+    if num_frames is None:
+        return f"no utterances of the declared lengths give {_listed(timeline.lengths)} output frames"
+    utterances_at = line_up(model.config, num_frames, matrix.device)
+    solution = _features(model, update, matrix, basis, timeline, utterances_at, config, progress)
+    features = tuple(
+        _without_padding(model, solution.features[start:end], length)
+        for (start, end), length in zip(utterances_at.spans, timeline.lengths, strict=True)
+    )
+    return features, solution
 
 
 def _features(
@@ -177,7 +190,7 @@ def _features(
     matrix: Float[Tensor, "R C"],
     basis: Float[Tensor, "P C"],
     timeline: Timeline,
-    num_frames: int,
+    utterances: LineUp,
     config: SparseFramesConfig,
     progress: _Progress,
 ) -> FeatureSolution:
@@ -193,18 +206,19 @@ def _features(
     bias = update.gradient("convolutions.1.bias")
     decided = decide_active(frames, gradients, bias, model.config.clip)
     progress.done("active", units_changed=decided.changed, bias_residual=decided.residual)
-    evidence = _evidence(model, update, frames, gradients, decided, num_frames)
-    start = start_features(evidence, num_frames, num_features)
+    evidence = _evidence(model, update, frames, gradients, decided, utterances)
+    start = start_features(evidence, len(utterances.features), num_features)
     progress.done("start", channels_left_out=int((~decided.sure).sum()))
     best = solve_features(evidence, start, config.most_steps, config.tolerance)
     progress.done("features")
     attempts = 1
     while attempts < config.attempts and best.residual > EXACT * config.tolerance:
-        confirmed = confirm_active(decided.active, frames, gradients, bias, evidence.predict(best.features))
+        predicted = evidence.predict(best.features)[..., utterances.outputs]
+        confirmed = confirm_active(decided.active, frames, gradients, bias, predicted)
         silent = ~confirmed.active & (frames < 0.5 * model.config.clip)
         coordinates = refit_frames(basis, coordinates, silent.flatten(0, 1).T)
         frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
-        evidence = _evidence(model, update, frames, gradients, confirmed, num_frames)
+        evidence = _evidence(model, update, frames, gradients, confirmed, utterances)
         solved = solve_features(evidence, best.features, config.most_steps, config.tolerance)
         attempts += 1
         changed = int((confirmed.active != decided.active).sum())
@@ -218,15 +232,18 @@ def _features(
         "feature_steps": best.steps,
         "attempts": attempts,
     }
-    features = best.features
-    # The longest utterance with so many output frames was assumed; what it has too much came out as the padding.
+    return best
+
+
+def _without_padding(model: DeepSpeech2, features: Float[Tensor, "T F"], length: int) -> Float[Tensor, "_ F"]:
+    """The longest utterance with so many output frames was assumed; what it has too much came out as the padding."""
     scale_of_all = float(features.square().mean().sqrt())
     while (
-        model.config.output_length(len(features) - 1) == len(basis)
+        model.config.output_length(len(features) - 1) == length
         and float(features[-1].square().mean().sqrt()) < 1e-2 * scale_of_all
     ):
         features = features[:-1]
-    return replace(best, features=features)
+    return features
 
 
 def _frames_and_gradients(
@@ -254,27 +271,45 @@ def _evidence(
     frames: Float[Tensor, "O J P"],
     gradients: Float[Tensor, "O J P"],
     decided: ActiveUnits,
-    num_frames: int,
+    utterances: LineUp,
 ) -> Evidence:
     """What is known for sure; channels in doubt are left out of the equations unless most are."""
-    front = make_front(model)
-    active = decided.active
-    grid = front.convolve(front.weight.new_zeros(num_frames, model.front_end.num_features)).shape
+    front = make_front(model, utterances)
+    grid = front.convolve(front.weight.new_zeros(len(utterances.features), model.front_end.num_features)).shape
     weight = update.gradient("convolutions.1.weight")
     trusted = decided.sure if int(decided.sure.sum()) > len(decided.sure) // 2 else torch.ones_like(decided.sure)
-    told = gradients * (active & trusted[:, None, None])
+
+    def placed(values: Shaped[Tensor, "O J P"]) -> Shaped[Tensor, "O J Q"]:
+        spread = values.new_zeros(*values.shape[:2], len(utterances.outputs))
+        spread[..., utterances.outputs] = values
+        return spread
+
+    told = placed(gradients * (decided.active & trusted[:, None, None]))
     equations = ActivationEquations(front, told, weight, (grid[1], grid[2]))
-    return make_evidence(front, make_second(model), equations, frames, active, trusted)
+    seen = trusted[:, None, None] & utterances.outputs
+    return make_evidence(front, make_second(model), equations, placed(frames), placed(decided.active), seen)
 
 
-def _input_frames(model: DeepSpeech2, count: int, known: tuple[int, ...] | None) -> int | None:
-    """The most input frames with `count` output frames, or the declared number if it agrees."""
-    if known is not None:
-        return known[0] if model.config.output_length(known[0]) == count else None
-    frames = model.config.minimum_frames
-    while model.config.output_length(frames + 1) <= count:
-        frames += 1
-    return frames
+def _input_frames(
+    model: DeepSpeech2, lengths: tuple[int, ...], known: tuple[int, ...] | None
+) -> tuple[int, ...] | None:
+    """For each number of output frames the most input frames that give it, or a declared number that does."""
+    left, found = list(known or ()), []
+    for length in lengths:
+        frames = model.config.minimum_frames
+        while model.config.output_length(frames + 1) <= length:
+            frames += 1
+        if known is not None:
+            frames = next((each for each in left if model.config.output_length(each) == length), None)
+            if frames is None:
+                return None
+            left.remove(frames)
+        found.append(frames)
+    return tuple(found)
+
+
+def _listed(lengths: tuple[int, ...]) -> str:
+    return " and ".join(map(str, lengths))
 
 
 def _row_basis(matrix: Float[Tensor, "R C"], rank: int, generator: torch.Generator) -> Float[Tensor, "K C"]:
@@ -288,7 +323,7 @@ def _row_basis(matrix: Float[Tensor, "R C"], rank: int, generator: torch.Generat
 
 
 def _directions(model: DeepSpeech2, update: ClientUpdate, carried: int) -> tuple[Direction, Direction]:
-    """Both directions; all states but the last were carried on, which says the rank where no gap shows it."""
+    """Both directions; all states but last ones were carried on, which says the rank where no gap shows it."""
     forward, backward = (
         make_direction(model.recurrences[0], suffix, update.gradient(f"{LAYER}.weight_hh_l0{suffix}"), carried)  # pyright: ignore
         for suffix in ("", "_reverse")

@@ -97,7 +97,14 @@ def make_direction(recurrence: Recurrence, suffix: str, update: Float[Tensor, "K
     return Direction(recurrence.cell, into_gates, recurrent, vectors[rank:].T.contiguous())
 
 
-def follow(direction: Direction, frames: Float[Tensor, "M C"], path: Path, tolerance: float, longest: int) -> Path:
+def follow(
+    direction: Direction,
+    frames: Float[Tensor, "M C"],
+    path: Path,
+    tolerance: float,
+    longest: int,
+    taken: frozenset[int] = frozenset(),
+) -> Path:
     """Extend a path by the frames that fit, each used once, until none does or the path has `longest` frames.
 
     Args:
@@ -106,9 +113,10 @@ def follow(direction: Direction, frames: Float[Tensor, "M C"], path: Path, toler
         path: what is known; `open_path` gives one without frames.
         tolerance: part of a state outside the span up to which a frame fits.
         longest: T - 1, since the last state is not carried on.
+        taken: frames that other utterances' paths hold.
     """
     projections = frames @ direction.into_gates.T
-    left = [index for index in range(len(frames)) if index not in path.order]
+    left = [index for index in range(len(frames)) if index not in path.order and index not in taken]
     while left and len(path.order) < longest:
         strengths, residuals = _fit_strengths(direction, projections[left], path.state)
         place = int(residuals.argmin())
