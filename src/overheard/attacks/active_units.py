@@ -19,6 +19,9 @@ SURE = 25.0
 DOUBT = (4.0, 1000.0)
 """Multiples of its rounding between which a unit's prediction may reverse the decision."""
 
+FEW = 8
+"""Negative values of a unit that say how large its rounding is."""
+
 MOST_DOUBTFUL = (60, 30, 12)
 """Units nearest to that bound from which one, two or three changes are drawn, in each channel."""
 
@@ -117,16 +120,23 @@ def _close_sums(
 
 
 def rounding_of(units: Float[Tensor, "C K T"]) -> Float[Tensor, "C K T"]:
-    """Standard deviation of each unit's rounding: its strength over the utterance times a figure for each frame.
+    """Standard deviation of each unit's rounding: a figure for each unit times one for each frame.
 
-    The figure is read off the zeros that rounding made negative, about half of a frame's.
+    Both are read off the zeros that rounding made negative, about half of what is zero. A gradient's rounding follows
+    the strength of what it is of, that of a difference of weights does not, so neither is taken for granted.
     """
+    below = torch.where(units < 0, -units, torch.nan)
     strength = units.square().mean(dim=2, keepdim=True).sqrt()
     strength = strength.clamp(min=1e-5 * float(strength.max()) + torch.finfo(units.dtype).tiny)
-    relative = units / strength
-    below = torch.where(units < 0, -relative, torch.nan).flatten(0, 1)
-    spread = below.nanmedian(dim=0).values.nan_to_num() / 0.6745
-    return spread.clamp(min=torch.finfo(units.dtype).eps) * strength
+    own = below.nanmedian(dim=2, keepdim=True).values  # (C, K, 1)
+    usual = float((own / strength).nanmedian().nan_to_num())
+    # Units that are seldom zero are taken for the like of others of their channel.
+    channel = below.flatten(1).nanmedian(dim=1).values.nan_to_num()[:, None, None]
+    few = (units < 0).sum(dim=2, keepdim=True) < FEW
+    size = torch.where(few, torch.maximum(usual * strength, channel), own)
+    size = torch.maximum(size, torch.finfo(units.dtype).eps * strength)
+    spread = (below / size).flatten(0, 1).nanmedian(dim=0).values.nan_to_num(1.0)
+    return spread.clamp(min=torch.finfo(units.dtype).eps) * size / 0.6745
 
 
 def _close(

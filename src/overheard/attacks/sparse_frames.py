@@ -33,7 +33,8 @@ from overheard.attacks.frame_order import Stopped, Timeline, order_frames
 from overheard.attacks.frames import find_frames, refit_frames
 from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
-from overheard.attacks.rank import layer_matrix, numerical_rank, precision_of
+from overheard.attacks.output_layer import relative_rounding
+from overheard.attacks.rank import layer_matrix, numerical_rank
 from overheard.attacks.trajectory import Direction, make_direction
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.deepspeech2 import DeepSpeech2
@@ -43,6 +44,9 @@ LAYER = "recurrences.0"
 SPARE_STATES = 8
 """Dimensions of the state that frames must leave free for the path to be told from others."""
 
+
+LEAST_PRECISION = 1e-5
+"""Rounding that is allowed for where the spectrum falls off: noise may have been added."""
 
 SPARE_ZEROS = 20
 """Zeros that a frame, half of whose units are zero, must have beyond one for each frame that mixes with it."""
@@ -130,8 +134,6 @@ def _hindrance(observation: Observation) -> str | None:
             return f"the update holds no {name}"
     if update.protocol.local_steps > 1:
         return f"{update.protocol.local_steps} local steps move the convolutions, and the frames with them"
-    if update.protocol.mode == "train" or model.config.norm != "batch":
-        return "the convolutions' norm mixes frames: only batch norm in evaluation mode is folded into them"
     return None
 
 
@@ -143,8 +145,8 @@ def _recover(
     assert isinstance(model, DeepSpeech2)
     matrix = layer_matrix(update, LAYER, model.recurrences[0])
     assert matrix is not None
-    precision = precision_of(update, LAYER)
-    rank = numerical_rank(matrix, precision)
+    precision = relative_rounding(model, update, f"{LAYER}.weight_ih_l0")
+    rank = numerical_rank(matrix, max(precision, LEAST_PRECISION))
     count, utterances = rank.rank, update.protocol.num_utterances
     most = min(min(matrix.shape) - 1, model.config.hidden_size - SPARE_STATES + utterances - 1)
     progress.done("rank", output_frames=count, rank_margin=rank.margin)
@@ -172,6 +174,11 @@ def _recover(
         strength_disagreement=timeline.disagreement,
         frames_by_utterance=list(timeline.lengths),
     )
+    if update.protocol.mode == "train" or model.config.norm != "batch":
+        return (
+            f"the convolutions' outputs came back, {_listed(timeline.lengths)} frames in order, but not the features: "
+            "the norm mixes frames, and only batch norm in evaluation mode is folded into the convolutions"
+        )
     num_frames = _input_frames(model, timeline.lengths, declared)
     if num_frames is None:
         return f"no utterances of the declared lengths give {_listed(timeline.lengths)} output frames"
