@@ -54,6 +54,20 @@ def test_the_path_names_order_and_strength(cell: CellName) -> None:
         torch.testing.assert_close(torch.tensor(path.strengths, dtype=torch.float64), expected, rtol=1e-5, atol=0)
 
 
+def test_noise_of_the_update_is_told_beforehand() -> None:
+    frames = speech()
+    layer, _ = heard("gru", frames)
+    clean = layer.weight_hh_l0.grad
+    assert isinstance(clean, torch.Tensor)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    forward = make_direction(layer, "", clean + 1e-6 * clean.norm() / noise.norm() * noise, COUNT - 1)
+    state, outside = forward.start(), []
+    for frame in frames[:-1]:
+        state = forward.step(frame @ forward.into_gates.T, state)
+        outside.append(float(forward.outside_part(state).norm()))
+    assert 0.1 * forward.blur < max(outside) < 3 * forward.blur
+
+
 def test_frames_that_were_never_heard_fit_nowhere() -> None:
     _, (forward, _) = heard("gru", speech())
     others = torch.nn.functional.normalize(sparse_frames(COUNT, UNITS, seed=9), dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from overheard.attacks.trajectory import Direction, State
 
 STATE_PRECISION = 1e-5
-"""Relative part of a state outside the span that counts as one unit of misfit."""
+"""Relative part of a state outside the span that counts as one unit of misfit, unless noise makes more."""
 
 
 def solve_frame(
@@ -36,12 +36,13 @@ def solve_frame(
         Coordinates, strength included, and the part of the new state that is outside the span.
     """
     into_gates = basis @ direction.into_gates.T  # (T, K)
+    precision = max(STATE_PRECISION, direction.blur)
 
     def outside(row: Float[Tensor, "*P T"]) -> Float[Tensor, "*P J"]:
         return direction.outside_part(direction.step(row @ into_gates, state))
 
     def misfit(row: Float[Tensor, " T"], softness: float, units: Float[Tensor, " C"]) -> Float[Tensor, " R"]:
-        return torch.cat([outside(row) / STATE_PRECISION, (row @ basis) * _weights(units, softness)])
+        return torch.cat([outside(row) / precision, (row @ basis) * _weights(units, softness)])
 
     row, damping = guess, 1e-3
     for number in range(steps):
@@ -49,7 +50,7 @@ def solve_frame(
         softness = max(3e-2 * 0.7**number, 1e-3)
         units = row @ basis
         now = misfit(row, softness, units)
-        slope = _slope(outside, row) / STATE_PRECISION
+        slope = _slope(outside, row) / precision
         jacobian = torch.cat([slope, (basis * _weights(units, softness)).T])
         normal, right = jacobian.T @ jacobian, jacobian.T @ now
         for _ in range(6):

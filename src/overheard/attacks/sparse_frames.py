@@ -51,6 +51,12 @@ LEAST_PRECISION = 1e-5
 SPARE_ZEROS = 20
 """Zeros that a frame, half of whose units are zero, must have beyond one for each frame that mixes with it."""
 
+BLURRED = 3.0
+"""Multiples of what noise makes of a state in the mean, up to which a frame fits."""
+
+LARGEST_TOLERANCE = 0.03
+"""Part of a state outside the span that frames which do not fit have at least, with a margin."""
+
 EXACT = 10.0
 """Multiples of the tolerance up to which features count as exact."""
 
@@ -66,7 +72,8 @@ class SparseFramesConfig:
     Attributes:
         zero_share: part of a frame's units that must be exactly zero.
         rounds: searches for frames by volume before the path solves for those that are missing.
-        state_tolerance: part of a state outside the span of states up to which a frame fits.
+        state_tolerance: part of a state outside the span of states up to which a frame fits; more where noise asks for
+            it.
         most_steps: Gauss-Newton steps on the features, at most.
         attempts: times that features are solved for, with units in doubt decided again in between.
         tolerance: part of the activations that the update may contradict where solving for features stops.
@@ -161,9 +168,9 @@ def _recover(
     frames = find_frames(basis, config.zero_share, config.rounds, generator)
     progress.done("frames", frames_found=len(frames.coordinates))
     directions = _directions(model, update, count - utterances)
-    timeline = order_frames(
-        basis, frames.coordinates, directions, config.zero_share, config.state_tolerance, utterances
-    )
+    blur = max(direction.blur for direction in directions)
+    tolerance = min(max(config.state_tolerance, BLURRED * blur), LARGEST_TOLERANCE)
+    timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, tolerance, utterances)
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason

@@ -10,7 +10,7 @@ the frames that are missing.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -34,12 +34,14 @@ class Direction:
         into_gates: W_ih, (K, C).
         recurrent: W_hh, (K, H).
         outside: orthonormal columns that no carried state has a part in, (H, H - rank).
+        blur: part of a state that noise of the update puts there in the mean, relative to the state's length.
     """
 
     cell: CellName
     into_gates: Float[Tensor, "K C"]
     recurrent: Float[Tensor, "K H"]
     outside: Float[Tensor, "H J"]
+    blur: float = 0.0
 
     def start(self) -> State:
         """The state before the first frame."""
@@ -90,11 +92,15 @@ def make_direction(recurrence: Recurrence, suffix: str, update: Float[Tensor, "K
         update: gradient of weight_hh, float64.
         rank: states that were carried: frames less utterances.
     """
-    vectors = torch.linalg.svd(update, full_matrices=True)[2]
+    _, values, vectors = torch.linalg.svd(update, full_matrices=True)
     into_gates, recurrent = (
         getattr(recurrence, f"weight_{kind}_l0{suffix}").detach().double() for kind in ("ih", "hh")
     )
-    return Direction(recurrence.cell, into_gates, recurrent, vectors[rank:].T.contiguous())
+    # What is left of the spectrum is noise; it turns a direction of the span by its size over the direction's own.
+    noise = float(values[rank:].square().mean().sqrt() / len(update) ** 0.5) if len(values) > rank else 0.0
+    turned = float((1 / values[:rank].clamp(min=1e-300)).square().mean().sqrt()) if rank else 0.0
+    blur = noise * turned * (len(vectors) - rank) ** 0.5
+    return Direction(recurrence.cell, into_gates, recurrent, vectors[rank:].T.contiguous(), blur)
 
 
 def follow(
@@ -150,7 +156,7 @@ def _fit_strengths(
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
     """For each frame the strength at which the next state leaves the span least, and by how much it still does."""
     # A few mixed directions of the complement tell which strength is about right.
-    coarse = Direction(direction.cell, direction.into_gates, direction.recurrent, direction.outside[:, :32])
+    coarse = replace(direction, outside=direction.outside[:, :32])
     low, high = (math.log(bound) for bound in STRENGTHS)
     grid = torch.linspace(low, high, points, dtype=projections.dtype, device=projections.device)
     scaled = grid.exp()[:, None, None] * projections  # (points, M, K)
