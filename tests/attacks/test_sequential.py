@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,11 +11,13 @@ from torch.nn import functional
 
 from builders import batch_of, observe, small_deepspeech1, small_deepspeech2, speech_like
 from overheard.attacks import sequential
-from overheard.attacks.activated_span import activated_span
+from overheard.attacks.activated_span import ActivatedSpan, activated_span
+from overheard.attacks.edges import edges_of
+from overheard.attacks.first_windows import first_guesses, first_window
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.registry import run_attack
-from overheard.attacks.window_refinement import _cut, _gather, mean_hessian, refine
+from overheard.attacks.window_refinement import _cut, _factorised, _gather, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.audit.steps import make_batch
 from overheard.federation.client import ClientSettings
@@ -122,6 +125,50 @@ def test_utterances_of_equal_length_are_told_apart(lengths: tuple[int, ...]) -> 
         left = [matrix for matrix in left if matrix is not same[0]]
 
 
+@pytest.mark.parametrize(("stride", "num_frames"), [(1, 30), (3, 61), (3, 62), (3, 63)])
+def test_an_utterance_is_read_from_its_end(stride: int, num_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stride, each length leaves another number of padding rows behind the last window."""
+    model = TwoLayers(nn.ReLU(), units=400, kernel=7 if stride > 1 else 5, stride=stride)
+    batch = batch_of(num_frames)
+    batch.features.mul_(0.1)
+    monkeypatch.setattr(sequential, "edges_of", lambda *args: edges_of(*args)[1:])
+    alike = batch.features[:, 0] + 0.1 * torch.randn(num_frames, 26, generator=torch.Generator().manual_seed(2))
+    found = run(dataclasses.replace(observe(model, batch), public_speech=(alike,)))
+    assert found.unique
+    assert found.diagnostics["backwards"] == [True]
+    assert mean_error(found, batch) < 1e-2
+
+
+def test_frames_that_no_active_unit_sees_fail_no_decomposition() -> None:
+    """Rounding leaves a singular sum with eigenvalues below zero."""
+    band = np.array([[1.0, 1.0 - 1e-8, 1.0], [1.0, 0.0, 0.0]])
+    factor = _factorised(band)
+    assert np.isfinite(factor).all()
+    assert factor[0, 1] < 1e-2
+
+
+def test_guesses_turn_to_what_is_known() -> None:
+    edge = edges_of(*_span_of(wide_deepspeech1(), batch_of(30)), torch.Generator().manual_seed(0))[1]
+    mean, speech = torch.ones(26), speech_like(20, 26)
+    known: list[torch.Tensor] = []
+    guesses = first_guesses(edge, (speech, speech[:2]), mean, known, torch.Generator().manual_seed(0))
+    assert torch.equal(next(guesses), speech.flip(0)[:3])
+    assert torch.equal(next(guesses), mean.expand(3, -1))
+    known.append(1e6 + speech)
+    sizes = [float(next(guesses).abs().max()) for _ in range(6)]
+    assert [size > 1e5 for size in sizes] == [False, True] * 3
+
+
+def test_a_known_first_window_is_not_found_again() -> None:
+    batch = batch_of(30)
+    edge = edges_of(*_span_of(wide_deepspeech1(), batch), torch.Generator().manual_seed(0))[0]
+    truth = batch.features[:3, 0]
+    found = first_window(edge, truth, [])
+    assert found is not None
+    assert (found - truth).abs().mean() < 1e-2
+    assert first_window(edge, truth, [truth + 1e-3]) is None
+
+
 def test_silence_that_repeats_is_left_and_its_length_told() -> None:
     """Eleven equal frames fill seven windows with one direction; the output layer tells how many there were."""
     speech = speech_like(PAST_CAPACITY, 26)
@@ -193,6 +240,16 @@ def test_activations_are_read_off_the_running_model(activation: nn.Module) -> No
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def _span_of(model: nn.Module, batch: Batch) -> tuple[ActivatedSpan, WindowedLayer]:
+    layer = find_windowed_layer(model, 26)
+    assert layer is not None
+    behind = find_pointwise_layer(model, layer)
+    assert behind is not None
+    span = activated_span(observe(model, batch), layer, behind)
+    assert span is not None
+    return span, layer
+
+
 def test_gathering_is_the_transpose_of_cutting() -> None:
     layer = WindowedLayer("x", torch.arange(12) // 3, torch.arange(12) % 3, 4, 2, 0, 0, 3)
     generator = torch.Generator().manual_seed(0)
@@ -201,13 +258,8 @@ def test_gathering_is_the_transpose_of_cutting() -> None:
 
 
 def test_refinement_finds_the_truth_from_beside_it() -> None:
-    model, batch = wide_deepspeech1(), batch_of(PAST_CAPACITY)
-    layer = find_windowed_layer(model, 26)
-    assert layer is not None
-    behind = find_pointwise_layer(model, layer)
-    assert behind is not None
-    span = activated_span(observe(model, batch), layer, behind)
-    assert span is not None
+    batch = batch_of(PAST_CAPACITY)
+    span, layer = _span_of(wide_deepspeech1(), batch)
     rows = functional.pad(batch.features[:, 0].double(), (0, 0, 2, 2))
     start = rows.clone()
     start[2:-2] += 1e-2 * torch.randn(PAST_CAPACITY, 26, generator=torch.Generator().manual_seed(0))

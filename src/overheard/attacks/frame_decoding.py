@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
-from overheard.attacks.deflation import NOTHING_KNOWN, Deflation
 from overheard.attacks.window_refinement import mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer
 
@@ -107,26 +106,24 @@ def fit_window(
     offset: Float[Tensor, " H"],
     weight: Float[Tensor, "H U"],
     start: Float[Tensor, " U"],
-    deflation: Deflation = NOTHING_KNOWN,
 ) -> Fit:
-    """Levenberg-Marquardt on Pi a / |a|, a = [phi(offset + weight x), 1], away from known solutions.
+    """Levenberg-Marquardt on Pi a / |a|, a = [phi(offset + weight x), 1].
 
     Without the division, frames that shrink to nothing come close: they leave only the constant outside the span.
     """
     equations = problem.equations[:, : max(STEP_EQUATIONS, 2 * len(start))]
     unknowns, damping = start, 1e-3
     here = _Point.at(problem.span, offset, weight, unknowns, equations)
-    hessian, factor = torch.eye(len(start)), 1.0
+    hessian = torch.eye(len(start))
     for _ in range(LM_STEPS):
-        deflated = deflation.apply(unknowns, here.residual, here.jacobian(equations, weight))
-        factor = deflated.factor
-        hessian, gradient = deflated.jacobian.T @ deflated.jacobian, deflated.jacobian.T @ deflated.residual
+        jacobian = here.jacobian(equations, weight)
+        hessian, gradient = jacobian.T @ jacobian, jacobian.T @ here.residual
         level = float(hessian.diagonal().mean())
         for _ in range(6):
             damped = hessian + damping * level * torch.eye(len(hessian))
             change = torch.linalg.solve(damped, gradient)
             there = _Point.at(problem.span, offset, weight, unknowns - change, equations)
-            if deflation.factor(unknowns - change) ** 2 * there.square < factor**2 * here.square:
+            if there.square < here.square:
                 break
             damping = 8 * max(damping, 1e-4)
         else:
@@ -135,7 +132,7 @@ def fit_window(
         unknowns, here = unknowns - change, there
         if float(change.norm()) <= 1e-5 * float(unknowns.norm()):
             break
-    scale = (here.size / factor) ** 2 * problem.span.num_equations / equations.shape[1]
+    scale = here.size**2 * problem.span.num_equations / equations.shape[1]
     return _with_all_equations(problem, offset, weight, unknowns, scale * hessian)
 
 
@@ -215,7 +212,7 @@ def decode_frames(
     blocks = _Blocks(problem.span, layer)
     ways = _Ways()
     while (position := (len(rows) - layer.window) // stride + 1) < longest:
-        if padding > 0 and len(rows) > layer.before + padding and _is_zero(rows[-padding:], rows):
+        if padding > 0 and len(rows) > layer.before + padding and is_zero(rows[-padding:], rows):
             missing = 0 if num_windows is None else num_windows - (position - max(0, repeats - 1))
             if missing <= MISCOUNTED or not ways.go_back():
                 break
@@ -259,7 +256,7 @@ class _Ways:
         padding = None
         for fit in accepted:
             frames = fit.unknowns.view(shape)
-            if _is_zero(frames, rows):
+            if is_zero(frames, rows):
                 padding = fit
             elif not any(same_frames(frames, other) for other in [*self._taken, rows[-shape[0] :]]):
                 self._taken.append(frames)
@@ -361,7 +358,7 @@ def _fit_last(
     return torch.cat([rows[: free - overlap], fit.rows])
 
 
-def _is_zero(frames: Float[Tensor, "K F"], rows: Float[Tensor, "R F"]) -> bool:
+def is_zero(frames: Float[Tensor, "K F"], rows: Float[Tensor, "R F"]) -> bool:
     """Whether frames are padding, beside the size of frames in general."""
     return bool(frames.norm(dim=1).max() <= ZERO * rows.square().sum(dim=1).mean().sqrt())
 

@@ -3,11 +3,13 @@
 An utterance of more windows than the closed form of `span` can take saturates the first layer, yet the next, wider one
 still spans one direction for each window while there are fewer than its inputs. Its equations are not linear in the
 speech, but each window adds few unknowns to those before it (`frame_decoding`); all frames are then fitted together
-(`window_refinement`). The length shows itself by the padding behind the utterance. The utterances of a batch each start
-with a padding of their own, and are decoded one by one.
+(`window_refinement`). The length shows itself by the padding behind the utterance. The utterances of a batch each have
+padding of their own at both ends (`edges`), and are decoded one by one, from the end that shows first.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -15,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan, activated_span
-from overheard.attacks.first_windows import first_windows
-from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, step_problem
+from overheard.attacks.edges import Edge, edges_of, known_firsts
+from overheard.attacks.first_windows import about_mean, first_guesses, first_window, mean_frame
+from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, same_frames, windows_of
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.pointwise import find_pointwise_layer
-from overheard.attacks.rank import layer_matrix
 from overheard.attacks.repeated_frames import Restored, restore_repeats
 from overheard.attacks.window_refinement import Refinement, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
@@ -27,17 +29,20 @@ from overheard.recognition.recogniser import as_recogniser
 
 NAME = "sequential"
 
+MORE_STARTS = 24
+"""Random frames that are tried where a decoder's own guesses of the next one fail."""
+
 
 @dataclass(frozen=True)
 class SequentialConfig:
     """Settings of the sequential decoder.
 
     Attributes:
-        starts: random guesses of a first window for each utterance, after those from public speech and the mean input.
+        guesses: of a first window, at most, for each utterance of the batch.
         tolerance: predicted relative error of the features up to which a solution counts as the only one.
     """
 
-    starts: int = 24
+    guesses: int = 96
     tolerance: float = 1e-2
 
 
@@ -99,30 +104,17 @@ def _decode(
     diagnostics: dict[str, Any],
 ) -> Reconstruction:
     size = observation.update.protocol.num_utterances
-    problem = step_problem(span, layer, generator)
-    starts = _first_starts(observation, layer, config.starts * size, generator)
-
-    def more_starts() -> list[Tensor]:
-        return [start[-1:].expand(layer.stride, -1).float() for start in starts]
-
-    decoded: list[DecodedFrames] = []
-    refined: list[Refinement] = []
-    for first in first_windows(problem, span, layer, starts, size):
-        # Equal frames are one direction of the span and many positions, so the rank is no bound; twice it is generous.
-        windows = span.found.rank if size == 1 else None
-        frames = decode_frames(problem, layer, first, 2 * span.found.rank + layer.window, more_starts, windows)
-        decoded.append(frames)
-        refined.append(_refine_whole(span, layer, frames))
+    found, guesses = _find_utterances(observation, config, layer, span, generator)
+    decoded, refined = [each.decoded for each in found], [each.refined for each in found]
     complete = [one for one, frames in zip(refined, decoded, strict=True) if frames.complete]
     unique = len(complete) == size and max(one.predicted_error for one in complete) <= config.tolerance
-    found = tuple(
-        one.rows[layer.before : layer.before + len(frames.features)]
-        for one, frames in zip(refined, decoded, strict=True)
-    )
-    restored = restore_repeats(observation, found, layer.window) if unique else Restored(found)
+    features = tuple(each.features for each in found)
+    restored = restore_repeats(observation, features, layer.window) if unique else Restored(features)
     diagnostics |= {
         "lengths": [len(features) for features in restored.features],
         "complete": [frames.complete for frames in decoded],
+        "backwards": [each.edge.backwards for each in found],
+        "guesses": guesses,
         **restored.diagnostics(),
         "refits": [frames.refits for frames in decoded],
         "residuals": [one.residual for one in refined],
@@ -134,12 +126,88 @@ def _decode(
     return Reconstruction(
         attack=NAME,
         features=restored.features,
-        transcripts=(None,) * len(found),
+        transcripts=(None,) * len(features),
         unique=(unique and restored.reason is None) if found else None,
         reason=_reason(decoded, size, unique) or restored.reason,
         settings=asdict(config),
         diagnostics=diagnostics,
     )
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    """One utterance, as it came from one edge."""
+
+    edge: Edge
+    decoded: DecodedFrames
+    refined: Refinement
+
+    @property
+    def features(self) -> Float[Tensor, "T F"]:
+        before = self.edge.layer.before
+        return self.edge.turned(self.refined.rows[before : before + len(self.decoded.features)])
+
+
+def _find_utterances(
+    observation: Observation,
+    config: SequentialConfig,
+    layer: WindowedLayer,
+    span: ActivatedSpan,
+    generator: torch.Generator,
+) -> tuple[list[_Utterance], int]:
+    """Utterances, whole ones first, at most as many as the batch has; and how many guesses it took.
+
+    Each guess is of the first window at one edge, the edges taking turns. What is lost on its way from one edge may
+    come from the other.
+    """
+    size = observation.update.protocol.num_utterances
+    edges = edges_of(span, layer, generator)
+    mean = mean_frame(observation, layer)
+    whole: list[_Utterance] = []
+    lost: list[_Utterance] = []
+    known: list[Tensor] = []
+    guesses = [first_guesses(edge, observation.public_speech, mean, known, generator) for edge in edges]
+    frames = [about_mean(mean, 1, generator).expand(layer.stride, -1) for _ in range(MORE_STARTS)]
+    tried = 0
+    for edge, own in cycle(zip(edges, guesses, strict=True)):
+        if len(whole) == size or tried == config.guesses * size:
+            break
+        tried += 1
+        firsts = known_firsts(edge, known) + [edge.first(each.features) for each in lost if each.edge is edge]
+        first = first_window(edge, next(own), firsts)
+        if first is None:
+            continue
+        # Equal frames are one direction of the span and many positions, so the rank is no bound; twice it is generous.
+        windows = span.found.rank if size == 1 else None
+        decoded = decode_frames(
+            edge.problem, edge.layer, first, 2 * span.found.rank + layer.window, lambda: frames, windows
+        )
+        each = _Utterance(edge, decoded, _refine_whole(edge, decoded))
+        if any(_equal(each.features, other) for other in known):
+            continue
+        if decoded.complete:
+            whole.append(each)
+            known.append(each.features)
+        else:
+            lost.append(each)
+    return (whole + _longest_first(lost))[:size], tried
+
+
+def _equal(one: Float[Tensor, "T F"], other: Float[Tensor, "S F"]) -> bool:
+    """Whether an utterance has come back again: near silence its first window may come out a little different."""
+    return one.shape == other.shape and same_frames(one, other)
+
+
+def _longest_first(utterances: Sequence[_Utterance]) -> list[_Utterance]:
+    return sorted(utterances, key=lambda each: len(each.decoded.features), reverse=True)
+
+
+def _refine_whole(edge: Edge, found: DecodedFrames) -> Refinement:
+    """All frames together, with the padding behind them where it was reached."""
+    layer = edge.layer
+    rows = torch.nn.functional.pad(found.features, (0, 0, layer.before, layer.after if found.complete else 0))
+    block = mean_hessian(edge.problem.span, windows_of(rows, layer).float())
+    return refine(edge.span, rows, (layer.before, layer.before + len(found.features)), layer, block)
 
 
 def _reason(decoded: list[DecodedFrames], size: int, unique: bool) -> str | None:
@@ -152,35 +220,3 @@ def _reason(decoded: list[DecodedFrames], size: int, unique: bool) -> str | None
     if lost:
         return f"lost before the end, after {', '.join(map(str, lost))} frames"
     return None if unique else "the solution is not determined by the span to the stated tolerance"
-
-
-def _refine_whole(span: ActivatedSpan, layer: WindowedLayer, found: DecodedFrames) -> Refinement:
-    """All frames together, with the padding behind them where it was reached."""
-    behind = layer.after if found.complete else 0
-    rows = torch.nn.functional.pad(found.features, (0, 0, layer.before, behind))
-    windows = rows.unfold(0, layer.window, layer.stride).transpose(1, 2).flatten(1)
-    block = mean_hessian(span.single_precision(), windows.float())
-    return refine(span, rows, (layer.before, layer.before + len(found.features)), layer, block)
-
-
-def _first_starts(
-    observation: Observation, layer: WindowedLayer, count: int, generator: torch.Generator
-) -> list[Float[Tensor, "K F"]]:
-    """Guesses of a first window: how public speech starts, then the layer's mean input, then random frames about it."""
-    length = layer.window - layer.before
-    starts = [speech[:length].float().cpu() for speech in observation.public_speech if len(speech) >= length]
-    mean = _mean_frame(observation, layer)
-    starts.append(mean.expand(length, -1))
-    for _ in range(count):
-        noise = torch.randn(1 + length, layer.num_features, generator=generator)
-        starts.append(mean * (1 + 0.3 * noise[:1]) + 0.1 * mean.square().mean().sqrt() * noise[1:])
-    return starts
-
-
-def _mean_frame(observation: Observation, layer: WindowedLayer) -> Float[Tensor, " F"]:
-    """A weighted mean of the frames: dW'db / |db|^2 is one of the windows, its weights the gradients of the units."""
-    matrix = layer_matrix(observation.update, layer.name, observation.model.get_submodule(layer.name))
-    if matrix is None or matrix.shape[1] != len(layer.order) + 1 or not bool(matrix[:, -1].any()):
-        return torch.zeros(layer.num_features)
-    window = matrix[:, :-1][:, layer.order].T @ matrix[:, -1] / matrix[:, -1].square().sum()
-    return window.view(layer.window, layer.num_features)[layer.before].float().cpu()

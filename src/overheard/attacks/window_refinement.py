@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg import cho_solve_banded, cholesky_banded, eigvalsh_tridiagonal
+from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded, eigvalsh_tridiagonal
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
@@ -144,15 +144,27 @@ class _Preconditioner:
     def __init__(self, block: Float[Tensor, "C C"], layer: WindowedLayer, num_frames: int) -> None:
         padded = torch.nn.functional.pad(block, (0, 1, 0, 1))
         band, _ = normal_equations(padded, layer, num_frames, layer.num_positions(num_frames))
-        # A little of the identity: frames that few active units see would leave it singular.
-        band[0] += 1e-9 * band[0].mean()
-        self._factor = (cholesky_banded(band, lower=True, check_finite=False), True)
+        self._factor = (_factorised(band), True)
         self.smallest = smallest_eigenvalue(self._factor, band.shape[1])
         self.mean_deviation = mean_deviation(self._factor, band.shape[1])
 
     def solve(self, vector: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
         flat = cho_solve_banded(self._factor, vector.double().flatten().numpy(), check_finite=False)
         return torch.from_numpy(flat).view_as(vector).to(vector)
+
+
+def _factorised(band: np.ndarray) -> np.ndarray:
+    """Cholesky factor with a little of the identity added: frames that few active units see leave the sum singular."""
+    level = band[0].mean()
+    for share in (1e-9, 1e-7):
+        raised = band.copy()
+        raised[0] += share * level
+        try:
+            return cholesky_banded(raised, lower=True, check_finite=False)
+        except LinAlgError:
+            continue
+    band[0] += 1e-5 * level
+    return cholesky_banded(band, lower=True, check_finite=False)
 
 
 def _conjugate_gradients(
