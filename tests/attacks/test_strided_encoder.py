@@ -1,5 +1,7 @@
 """The Transformer's strided convolution gives its windows away, and is found without being named."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,8 @@ from torch import nn
 from builders import batch_of, observe
 from overheard.attacks.observation import Observation
 from overheard.attacks.registry import run_attack
+from overheard.attacks.span import _solve_one
+from overheard.attacks.span_solver import SpanSolution, SpanSolver
 from overheard.attacks.windows import find_windowed_layer
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.models import build_model, model_spec
@@ -59,3 +63,23 @@ def test_a_users_own_encoder_is_found_too() -> None:
     assert found.attack == "span"
     assert found.diagnostics["layer"] == "front"
     assert torch.allclose(found.features[0].float(), batch.features[:, 0], atol=1e-2)
+
+
+@pytest.mark.parametrize(("residuals", "expected"), [((1e-3, 1.0e-6, 0.9e-6), 89), ((1e-3, 1e-4, 1e-6), 90)])
+def test_no_frame_of_zeros_is_added_at_the_end(residuals: tuple[float, ...], expected: int) -> None:
+    """Zeros where padding stands fit as well as no frame, or by chance a little better."""
+    solver = mock.Mock(spec=SpanSolver)
+    solver.solve = lambda length: SpanSolution(torch.zeros(length, 80), residuals[length - 88], 1e-5, 1e-6)
+    found = _solve_one(solver, (88, 89, 90))
+    assert found is not None
+    assert len(found.features) == expected
+
+
+@pytest.mark.parametrize("lengths", [(31, 50), (30, 41)])
+def test_batches_of_strided_windows_are_told_apart(lengths: tuple[int, ...]) -> None:
+    batch = batch_of(*lengths, num_features=80)
+    found = run_attack(observe(small_transformer(), batch), "span")
+    assert sorted(len(matrix) for matrix in found.features) == sorted(lengths)
+    for matrix in found.features:
+        truth = batch.utterance_features(lengths.index(len(matrix)))
+        assert (matrix - truth).abs().mean() < 1e-2

@@ -10,6 +10,7 @@ a solution exactly where an utterance of T frames is in the batch: `length_scan`
 comes back by itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations_with_replacement
 
@@ -45,6 +46,9 @@ class SpanConfig:
     precision: float = 1e-3
     noise: float = 3e-4
 
+
+LONGER = 0.7
+"""Part of a shorter utterance's residual that a longer one of as many windows must stay below to be preferred."""
 
 CLEAR_MARGIN = 10.0
 """Fall of the spectrum at the rank from which on no noise fills it."""
@@ -168,7 +172,7 @@ def _solve_batch(
         span = basis[:positions]
         solver = SpanSolver(span, layer)
         for lengths in _lengths(span, layer, positions, size, observation.prior.num_frames):
-            solved = [solver.solve(num_frames) for num_frames in lengths]
+            solved = [_solve_one(solver, each) for each in lengths]
             solutions = [each for each in solved if each is not None]
             if len(solutions) > len(best) or (
                 len(solutions) == len(best) and best and _worst(solutions) < _worst(best)
@@ -176,6 +180,19 @@ def _solve_batch(
                 best = solutions
         if best and len(best) == size and _worst(best) <= config.tolerance:
             break
+    return best
+
+
+def _solve_one(solver: SpanSolver, lengths: Sequence[int]) -> SpanSolution | None:
+    """Of lengths with as many windows the shortest, unless a longer one leaves less.
+
+    With a stride, frames behind the last one may be taken for frames of zeros: the windows are the same.
+    """
+    best: SpanSolution | None = None
+    for num_frames in sorted(lengths):
+        found = solver.solve(num_frames)
+        if found is not None and (best is None or found.residual < LONGER * best.residual):
+            best = found
     return best
 
 
@@ -195,24 +212,31 @@ def _lengths(
     positions: int,
     size: int,
     known: tuple[int, ...] | None,
-) -> list[tuple[int, ...]]:
-    """Lengths of all utterances that this many positions allow; distinct ones, since equal ones mix."""
+) -> list[list[tuple[int, ...]]]:
+    """What this many positions allow: for each utterance the lengths that give its share of them, or the known one.
+
+    Utterances of a batch have distinct shares, since equal ones mix.
+    """
     if known is not None:
-        return [known] if sum(map(layer.num_positions, known)) == positions else []
+        return [[(each,) for each in known]] if sum(map(layer.num_positions, known)) == positions else []
     if size == 1:
-        return [(length,) for length in layer.lengths(positions)]
+        return [[tuple(layer.lengths(positions))]]
     scan = length_scan(projector_on_complement(span), layer, max(layer.lengths(positions), default=positions))
-    dips = _dips(scan, size)
+    least: dict[int, float] = {}
+    for length, value in scan.items():
+        share = layer.num_positions(length)
+        least[share] = min(value, least.get(share, value))
+    dips = _dips(least, size)
     return [
-        tuple(sorted(set(lengths)))
-        for lengths in combinations_with_replacement(dips, size)
-        if set(lengths) == set(dips) and sum(map(layer.num_positions, lengths)) == positions
+        [tuple(layer.lengths(share)) for share in sorted(set(shares))]
+        for shares in combinations_with_replacement(dips, size)
+        if set(shares) == set(dips) and sum(shares) == positions
     ]
 
 
 def _dips(scan: dict[int, float], size: int) -> list[int]:
-    """Lengths whose least value lies below the widest gap among the lowest: at most one for each utterance."""
-    lowest = sorted(scan, key=lambda length: scan[length])[: size + 1]
+    """Numbers of windows whose least value lies below the widest gap among the lowest: at most one an utterance."""
+    lowest = sorted(scan, key=lambda share: scan[share])[: size + 1]
     floor = torch.finfo(torch.float64).eps
     ratios = [(scan[lowest[place + 1]] + floor) / (scan[lowest[place]] + floor) for place in range(len(lowest) - 1)]
     return sorted(lowest[: ratios.index(max(ratios)) + 1]) if ratios else lowest
