@@ -90,7 +90,7 @@ def bench_robustness(
     choice: OmitArgPrefixes[Choice] = Choice(),
     machine: OmitArgPrefixes[Machine] = Machine(),
 ) -> None:
-    """Attack updates with noise on them, in coarser numbers, and after several steps of local training.
+    """Attack updates with noise on them, in coarser numbers, with entries missing, and after local training.
 
     Started again with the same settings it does what is missing.
 
@@ -100,8 +100,9 @@ def bench_robustness(
         corpus: folder in LibriSpeech's layout, or a manifest
         model: a name, a file, or module:function
         out: folder for the results
-        cases: only these: none, noise-1e-5, noise-1e-4, noise-1e-3, fp16, bf16, 8-bit, sgd-1, sgd-1-fp16, sgd-10,
-            sgd-10-momentum-decay, sgd-50
+        cases: only these: none, noise-1e-5, noise-1e-4, noise-1e-3, fp16, bf16, 8-bit, quantise-8, clip-layers,
+            prune-0.5, prune-0.3, prune-0.1, top-k-0.5, top-k-0.3, top-k-0.1, random-k-0.5, random-k-0.3, random-k-0.1,
+            sgd-1, sgd-1-fp16, sgd-10, sgd-10-fast, sgd-10-momentum-decay, sgd-50, sgd-50-fast, sgd-50-momentum-decay
     """
     from overheard.commands import robustness
 

@@ -5,7 +5,8 @@ import torch
 
 from builders import batch_of, observe, small_deepspeech1, speech_like
 from overheard.attacks import span
-from overheard.attacks.likelihood import NoisyLayer, most_likely_features
+from overheard.attacks.layer_fits import NoisyLayer
+from overheard.attacks.likelihood import most_likely_features
 from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.rank import rank_above_noise
 from overheard.attacks.rounding import grid_step, rounding_size, scales_of

@@ -4,6 +4,7 @@ The layer behind shares [dW | db] whose row space is the span of the a_p. With P
 Pi a_p = 0 at every position p; the Jacobian of position p is Pi D_p W with D_p the slopes of phi.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import Activation, PointwiseLayer
 from overheard.attacks.rank import NumericalRank, layer_matrix, rank_of_spectrum
+from overheard.attacks.sent_entries import SentEntries, all_but_zeros, complete_block, sent_entries
 from overheard.attacks.windows import WindowedLayer
 
 SIGNAL_TAIL = 1e-5
@@ -93,6 +95,9 @@ def activated_span(observation: Observation, layer: WindowedLayer, behind: Point
     if matrix is None or matrix.shape[1] - len(weight) not in (0, 1):
         return None
     bias = windowed.bias.detach().double().cpu() if isinstance(windowed.bias, Tensor) else weight.new_zeros(len(weight))
+    entries = None if sent_entries(observation, layer.name) is None else all_but_zeros(observation, behind.name)
+    if entries is not None:
+        return _completed(entries, weight, bias, behind.activation)
     matrix = matrix.cpu()
     # Units that no frame switched on, on either side, have rows and columns of zeros.
     rows, columns = (matrix != 0).any(dim=1), (matrix != 0).any(dim=0)
@@ -107,6 +112,23 @@ def activated_span(observation: Observation, layer: WindowedLayer, behind: Point
     noise = _rounding(alive, basis[:, columns])
     spread = noise / values[: found.rank]
     return ActivatedSpan(weight, bias, behind.activation, basis, spread, matrix.shape[1] > len(weight), found)
+
+
+def _completed(
+    entries: SentEntries, weight: Float[Tensor, "H C"], bias: Float[Tensor, " H"], activation: Activation
+) -> ActivatedSpan | None:
+    """The span at those inputs of which most was sent; None where too little was."""
+    completed = complete_block(entries, torch.Generator().manual_seed(0), certain=math.inf)
+    if completed is None:
+        return None
+    last = completed.columns == len(weight)
+    order = torch.cat([torch.nonzero(~last).flatten(), torch.nonzero(last).flatten()])
+    whole = completed.singular_values[:, None] * completed.basis * completed.scales
+    _, values, basis = torch.linalg.svd(whole[:, order], full_matrices=False)
+    spread = completed.residual * float(completed.scales.square().mean().sqrt()) / values
+    units = completed.columns[order][: len(order) - int(last.sum())]
+    found = NumericalRank(completed.rank, completed.margin, torch.cat([values, values.new_zeros(1)]))
+    return ActivatedSpan(weight[units], bias[units], activation, basis, spread, bool(last.any()), found)
 
 
 def _rounding(matrix: Float[Tensor, "R C"], basis: Float[Tensor, "P C"]) -> float:

@@ -15,15 +15,15 @@ banded Cholesky factor of the same sum with GG' replaced by its mean diagonal pr
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.linalg import cho_solve_banded, cholesky_banded
-from torch import Tensor, nn
+from torch import Tensor
 
-from overheard.attacks.pointwise import Activation
+from overheard.attacks.layer_fits import NoisyLayer, WholeFit, fit_whole
+from overheard.attacks.masked_fit import MaskedFit, fit_masked
 from overheard.attacks.span_equations import normal_equations
 from overheard.attacks.windows import WindowedLayer
 
@@ -31,40 +31,11 @@ MOST_STEPS = 30
 MOST_ITERATIONS = 40
 CLOSE_ENOUGH = 3e-2
 """Relative accuracy of conjugate gradients, in the preconditioner's norm; Gauss-Newton makes up for the rest."""
-STANDS_STILL = 1e-7
-"""Fall of the logarithm of the likelihood, per equation, at which features change by less than their own error."""
-
-
-@dataclass(frozen=True)
-class NoisyLayer:
-    """One layer's noisy update, and how its inputs follow from the windows.
-
-    Attributes:
-        matrix: D, each column over its scale; the last is the bias's where `affine`. Rows may be any rotation of the
-            units'.
-        rows: R, units that `matrix` stands for.
-        affine: whether the constant is one of its inputs.
-        scales: of the columns' noise.
-        weight: W of the windowed layer for the layer behind it, (H, windowed); None for the windowed layer itself.
-        bias: b.
-        activation: of the windowed layer's outputs.
-    """
-
-    matrix: Float[Tensor, "R C"]
-    rows: int
-    affine: bool
-    scales: Float[Tensor, " C"]
-    weight: Float[Tensor, "H K"] | None = None
-    bias: Float[Tensor, " H"] | None = None
-    activation: Activation | None = None
-
-    def inputs(self, windows: Float[Tensor, "P K"]) -> tuple[Float[Tensor, "P C"], Float[Tensor, "P2 H"]]:
-        """A over the scales, and the slopes of its columns but the constant's, one row where all rows are equal."""
-        slopes = torch.ones_like(windows[:1])
-        if self.weight is not None and self.bias is not None and self.activation is not None:
-            windows, slopes = self.activation(windows @ self.weight.T + self.bias)
-        inputs = nn.functional.pad(windows, (0, 1), value=1.0) if self.affine else windows
-        return inputs / self.scales, slopes / self.scales[: slopes.shape[1]]
+STANDS_STILL = 1e-3
+"""Fall of the logarithm of the likelihood, per unknown, at which features change by less than their own error."""
+PROBE_ITERATIONS = 400
+PROBED = 0.1
+"""Relative accuracy in which the normal equations of entries are solved for their error."""
 
 
 @dataclass(frozen=True)
@@ -86,81 +57,6 @@ class LikelyFeatures:
     steps: int
     iterations: int
     settled: bool
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """A layer at given features: Q (C, P) spans the rows of A, G (P, R) is the best, E = D - G'A is what is left."""
-
-    layer: NoisyLayer
-    inside: Float[Tensor, "C P"]
-    triangle: Float[Tensor, "P P"]
-    shown: Float[Tensor, "R P"]
-    rest: Float[Tensor, "R C"]
-    slopes: Float[Tensor, "P2 H"]
-    unknowns: int
-
-    @cached_property
-    def square(self) -> float:
-        return float(self.rest.square().sum())
-
-    @property
-    def equations(self) -> int:
-        return self.layer.rows * (self.inside.shape[0] - self.inside.shape[1])
-
-    @property
-    def variance(self) -> float:
-        """Of the noise, as these features leave it."""
-        return self.square / max(1, self.equations - self.unknowns)
-
-    @cached_property
-    def gradients(self) -> Float[Tensor, "P R"]:
-        """G over the noise's deviation."""
-        return torch.linalg.solve_triangular(self.triangle, self.shown.T, upper=True) / self.variance**0.5
-
-    @cached_property
-    def weights(self) -> Float[Tensor, "P P"]:
-        """GG'."""
-        return self.gradients @ self.gradients.T
-
-    @cached_property
-    def columns(self) -> Float[Tensor, "K P"]:
-        """Q without the constant's row."""
-        return self.inside[:-1] if self.layer.affine else self.inside
-
-    def pulled(self, inputs: Float[Tensor, "P H"]) -> Float[Tensor, "P K"]:
-        """From the layer's inputs back to the windows."""
-        inputs = inputs * self.slopes
-        return inputs if self.layer.weight is None else inputs @ self.layer.weight
-
-    def pull(self) -> Float[Tensor, "P K"]:
-        """Minus half the derivative of f over the noise's variance, by windows."""
-        return self.pulled((self.gradients @ self.rest)[:, : len(self.columns)] / self.variance**0.5)
-
-    def drawn(self, generator: torch.Generator) -> Float[Tensor, "P K"]:
-        """`pull` of noise alone, a draw of it."""
-        root = torch.linalg.cholesky_ex(self.weights)[0]
-        inputs = root @ torch.randn(len(root), len(self.columns), generator=generator, dtype=root.dtype)
-        return self.pulled(inputs - (inputs @ self.columns) @ self.columns.T)
-
-    def operator(self) -> Callable[[Float[Tensor, "P K"]], Float[Tensor, "P K"]]:
-        """Change of windows to this layer's part of the normal equations; float32, which is all that they need."""
-        weights, columns, slopes = self.weights.float(), self.columns.float(), self.slopes.float()
-        weight = None if self.layer.weight is None else self.layer.weight.float()
-
-        def operate(windows: Tensor) -> Tensor:
-            change = (windows if weight is None else windows @ weight.T) * slopes
-            change = (weights @ (change - (change @ columns) @ columns.T)) * slopes
-            return change if weight is None else change @ weight
-
-        return operate
-
-    def block(self) -> Float[Tensor, "K K"]:
-        """The mean over positions of one window's part of the normal operator."""
-        together = (self.slopes.T @ self.slopes) / len(self.slopes) * self.weights.diagonal().mean()
-        together = together * (torch.eye(len(together), dtype=together.dtype) - self.columns @ self.columns.T)
-        weight = self.layer.weight
-        return together if weight is None else weight.T @ (together @ weight)
 
 
 def most_likely_features(
@@ -198,7 +94,7 @@ def most_likely_features(
             break
         features, state = features + scale * change, after
         solve = _solver(state, cut)
-        settled = fall < STANDS_STILL * sum(each.equations for each in state)
+        settled = fall < STANDS_STILL * features.numel()
     return LikelyFeatures(
         features=torch.split(features, list(cut.lengths)),
         deviations=tuple(each.variance**0.5 for each in state),
@@ -207,6 +103,9 @@ def most_likely_features(
         iterations=iterations,
         settled=settled,
     )
+
+
+Fit = WholeFit | MaskedFit
 
 
 class _Cut:
@@ -233,19 +132,17 @@ class _Cut:
         return torch.cat(found)
 
 
-def _fit(features: Float[Tensor, "T F"], layers: Sequence[NoisyLayer], cut: _Cut) -> list[_Fitted]:
+def _fit(features: Float[Tensor, "T F"], layers: Sequence[NoisyLayer], cut: _Cut) -> list[Fit]:
     windows = cut.windows(features)
-    fitted = []
-    for layer in layers:
-        inputs, slopes = layer.inputs(windows)
-        inside, triangle = torch.linalg.qr(inputs.T)
-        shown = layer.matrix @ inside
-        rest = layer.matrix - shown @ inside.T
-        fitted.append(_Fitted(layer, inside, triangle, shown, rest, slopes, features.numel()))
-    return fitted
+    return [
+        fit_whole(layer, windows, features.numel())
+        if layer.mask is None
+        else fit_masked(layer, layer.mask, windows, features.numel())
+        for layer in layers
+    ]
 
 
-def _height(state: list[_Fitted]) -> float:
+def _height(state: list[Fit]) -> float:
     """Minus the logarithm of the likelihood, but for a constant."""
     tiny = torch.finfo(torch.float64).tiny
     return sum(each.equations / 2 * math.log(max(each.square, tiny)) for each in state)
@@ -254,7 +151,13 @@ def _height(state: list[_Fitted]) -> float:
 Solve = Callable[[Float[Tensor, "T F"]], tuple[Float[Tensor, "T F"], int]]
 
 
-def _solver(state: list[_Fitted], cut: _Cut) -> Solve:
+def _solver(
+    state: list[Fit],
+    cut: _Cut,
+    kind: torch.dtype = torch.float32,
+    most: int = MOST_ITERATIONS,
+    enough: float = CLOSE_ENOUGH,
+) -> Solve:
     """Solve the normal equations of all layers: preconditioned conjugate gradients."""
     size = cut.windowed.window * cut.windowed.num_features
     block = torch.zeros(size + 1, size + 1, dtype=torch.float64)
@@ -268,10 +171,10 @@ def _solver(state: list[_Fitted], cut: _Cut) -> Solve:
             parts.append(torch.from_numpy(flat).view_as(part))
         return torch.cat(parts)
 
-    operators = [each.operator() for each in state]
+    operators = [each.operator(kind) for each in state]
 
     def operate(vector: Tensor) -> Tensor:
-        windows = cut.windows(vector.float())
+        windows = cut.windows(vector.to(kind))
         return cut.gather(torch.stack([each(windows) for each in operators]).sum(dim=0)).double()
 
     def solve(right: Tensor) -> tuple[Tensor, int]:
@@ -279,7 +182,7 @@ def _solver(state: list[_Fitted], cut: _Cut) -> Solve:
         step = shifted = precondition(rest)
         size = first = float((rest * shifted).sum())
         count = 0
-        while count < MOST_ITERATIONS and size > CLOSE_ENOUGH**2 * first:
+        while count < most and size > enough**2 * first:
             product = operate(step)
             length = size / float((step * product).sum())
             solution, rest, count = solution + length * step, rest - length * product, count + 1
@@ -299,12 +202,27 @@ def _factor(block: Float[Tensor, "C C"], windowed: WindowedLayer, num_frames: in
 
 
 def _predicted_error(
-    features: Float[Tensor, "T F"], state: list[_Fitted], cut: _Cut, solve: Solve, generator: torch.Generator
+    features: Float[Tensor, "T F"], state: list[Fit], cut: _Cut, solve: Solve, generator: torch.Generator
 ) -> float:
-    """Errors drawn from the noise that was found, pushed through the normal equations: their relative size."""
+    """Root mean square error that the noise found causes, relative to the features'; infinite where it has no bound."""
+    size = max(float(features.square().mean()), torch.finfo(torch.float64).tiny)
+    whole = [each for each in state if isinstance(each, WholeFit)]
+    if len(whole) < len(state):
+        return (_mean_variance(features, state, cut, generator) / size) ** 0.5
     squares = []
     for _ in range(2):
-        pull = torch.stack([each.drawn(generator) for each in state]).sum(dim=0)
+        pull = torch.stack([each.drawn(generator) for each in whole]).sum(dim=0)
         squares.append(float(solve(cut.gather(pull))[0].square().mean()))
-    size = max(float(features.square().mean()), torch.finfo(torch.float64).tiny)
     return (sum(squares) / len(squares) / size) ** 0.5
+
+
+def _mean_variance(features: Float[Tensor, "T F"], state: list[Fit], cut: _Cut, generator: torch.Generator) -> float:
+    """Mean of the diagonal of the normal equations' inverse, by a random probe (Hutchinson 1990).
+
+    Entries that are missing may leave directions of features undetermined. Noise shows nothing along these, a probe
+    does: solving for it does not end.
+    """
+    solve = _solver(state, cut, torch.float64, PROBE_ITERATIONS, PROBED)
+    probe = torch.randn(features.shape, generator=generator, dtype=torch.float64).sign()
+    found, count = solve(probe)
+    return float((probe * found).mean()) if count < PROBE_ITERATIONS else math.inf

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from torch import Tensor, nn
 
-from overheard.attacks.likelihood import LikelyFeatures, NoisyLayer, most_likely_features
+from overheard.attacks.layer_behind import find_layer_behind
+from overheard.attacks.layer_fits import NoisyLayer
+from overheard.attacks.likelihood import LikelyFeatures, most_likely_features
 from overheard.attacks.observation import Observation
-from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.rank import NumericalRank, layer_matrix, rank_above_noise
 from overheard.attacks.rounding import rounding_size, scales_of
 from overheard.attacks.span_equations import normal_equations
@@ -228,18 +229,11 @@ def _first_witness(observation: Observation, windowed: WindowedLayer) -> _Witnes
 
 def _second_witness(observation: Observation, windowed: WindowedLayer) -> _Witness | None:
     """The layer behind; None where its inputs are no function of the windows, or there is none."""
-    protocol = observation.update.protocol
-    if protocol.mode != "eval" or protocol.local_steps > 1:
-        # Dropout hides units, and local steps change what the layer is shown.
-        return None
-    behind = find_pointwise_layer(observation.model, windowed)
+    behind = find_layer_behind(observation, windowed)
     found = None if behind is None else _whitened(observation, behind.name)
-    module = observation.model.get_submodule(windowed.name)
-    weight = module.get_parameter("weight").detach().double().flatten(1)[:, windowed.order].cpu()
-    if behind is None or found is None or found[0].shape[1] - len(weight) not in (0, 1):
+    if behind is None or found is None or found[0].shape[1] - len(behind.weight) not in (0, 1):
         return None
-    matrix, scales = found
-    bias = module.bias.detach().double().cpu() if isinstance(module.bias, Tensor) else weight.new_zeros(len(weight))
+    (matrix, scales), weight, bias = found, behind.weight, behind.bias
     on = (matrix[:, : len(weight)] != 0).any(dim=0)
     if not bool(on.all()):
         # Units that no window switched on are no inputs.

@@ -18,11 +18,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from overheard.attacks.feature_scale import NEARBY, clipped_by_layer, factor_of_front_end, factor_of_layer_behind
+from overheard.attacks.layer_behind import find_layer_behind, mixed_rows
 from overheard.attacks.length_scan import length_scan
 from overheard.attacks.noisy_span import NoisyRecovery, recover_from_noise
 from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.partial_update import recover_from_entries
 from overheard.attacks.rank import layer_matrix, precision_of, rank_of_spectrum
 from overheard.attacks.repeated_frames import Restored, restore_repeats
+from overheard.attacks.sent_entries import SentEntries, sent_entries
 from overheard.attacks.span_solver import SpanSolution, SpanSolver, projector_on_complement, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
@@ -72,6 +76,9 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
     if matrix is None or matrix.shape[1] != len(layer.order) + 1:
         reason = f"the update holds no weight and bias of {layer.name}, the layer that sees windows"
         return Reconstruction("span", reason=reason, settings=settings)
+    entries = sent_entries(observation, layer.name)
+    if entries is not None:
+        return _from_entries(observation, layer, entries, config, generator)
     # Units that no frame switched on have rows of zeros: they bound the rank and say nothing.
     alive = matrix[(matrix != 0).any(dim=1)]
     basis, values = row_space(torch.cat([alive[:, layer.order], alive[:, -1:]], dim=1))
@@ -112,7 +119,14 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         reason = f"{missing} of {update.protocol.num_utterances} utterances not told apart: their lengths did not show"
     elif not unique:
         reason = "the solution is not determined by the span to the stated tolerance"
-    restored = Restored(tuple(each.features for each in solutions))
+    factor, source = 1.0, None
+    if solutions and not missing and noisy is None:
+        factor, source = _factor(observation, layer, [each.features for each in solutions], generator)
+        if source is None and clipped_by_layer(update, [f"{layer.name}.weight", f"{layer.name}.bias"]):
+            unique, reason = False, "clipped by layer: features are known up to one factor, and nothing tells which"
+    restored = Restored(tuple(factor * each.features for each in solutions))
+    if factor != 1.0:
+        diagnostics |= {"feature_factor": factor, "feature_factor_source": source}
     if unique and not missing:
         restored = restore_repeats(observation, restored.features, layer.window)
         reason = restored.reason
@@ -130,6 +144,64 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         unique=unique and reason is None,
         reason=reason,
         settings=settings,
+        diagnostics=diagnostics,
+    )
+
+
+def _factor(
+    observation: Observation, layer: WindowedLayer, features: list[Tensor], generator: torch.Generator
+) -> tuple[float, str | None]:
+    """By what all features are to be multiplied, and what tells; see `feature_scale`."""
+    behind = find_layer_behind(observation, layer)
+    rows = None if behind is None else mixed_rows(observation, behind, generator)
+    if behind is not None and rows is not None and sum(map(len, features)) < rows.matrix.shape[1]:
+        return factor_of_layer_behind(rows, layer, features), behind.name
+    factor = factor_of_front_end(as_recogniser(observation.model).front_end, features)
+    if factor is None:
+        return 1.0, None
+    return (factor if abs(factor - 1) > NEARBY else 1.0), "front end"
+
+
+def _from_entries(
+    observation: Observation,
+    layer: WindowedLayer,
+    entries: SentEntries,
+    config: SpanConfig,
+    generator: torch.Generator,
+) -> Reconstruction:
+    """Pruned and sparsified updates: by completion and likelihood."""
+    found = recover_from_entries(observation, layer, entries, generator, observation.prior.num_frames)
+    error = float("inf") if found.likely is None else found.likely.predicted_error
+    determined, reason = error <= config.precision, found.reason
+    if found.likely is not None and reason is None and not determined:
+        reason = "what was sent does not determine the features to the stated tolerance"
+    restored = Restored(() if found.likely is None else found.likely.features)
+    if found.fits and determined:
+        restored = restore_repeats(observation, restored.features, layer.window)
+        reason = restored.reason
+    diagnostics = {
+        "layer": layer.name,
+        "window": layer.window,
+        "stride": layer.stride,
+        "capacity": layer.capacity,
+        "rank": found.rank,
+        "rank_margin": found.margin,
+        "sent": found.sent,
+        "entry_layers": list(found.layers),
+        "entry_equations": found.equations,
+        "entry_unknowns": found.unknowns,
+        "lengths": [len(features) for features in restored.features],
+        **restored.diagnostics(),
+    }
+    if found.likely is not None:
+        diagnostics |= {"entry_excess": found.excess, "likely_errors": [error] * len(restored.features)}
+    return Reconstruction(
+        attack="span",
+        features=restored.features,
+        transcripts=(None,) * len(restored.features),
+        unique=found.fits and determined and reason is None if restored.features else None,
+        reason=reason,
+        settings=asdict(config),
         diagnostics=diagnostics,
     )
 

@@ -1,4 +1,5 @@
-"""The exact attack on updates that something was done to: noise, coarser numbers, several steps of local training.
+"""The exact attack on updates that something was done to: noise, coarser numbers, missing entries, clipping, several
+steps of local training.
 
 Noise is independent and Gaussian, its deviation a share of each tensor's own root mean square. One line of
 robustness.jsonl for each utterance and case; started again, what is there is kept.
@@ -14,15 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from overheard.attacks.observation import Observation
+from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.registry import run_attack
 from overheard.audit.steps import make_batch, share
 from overheard.errors import InputError
 from overheard.federation.client import ClientSettings
+from overheard.federation.defences.registry import defend, parse_defence
 from overheard.federation.update import ClientUpdate
 from overheard.metrics import alignment
 from overheard.metrics.features import match_utterances, score_features
 from overheard.recognition.weights import weights_fingerprint
+from overheard.speech.batching import Batch
 from overheard.speech.corpus import Selection, load_corpus, load_utterance, select
 
 RESULTS = "robustness.jsonl"
@@ -52,7 +55,7 @@ def _local(steps: int, rate: float, **others: float) -> ClientSettings:
     return ClientSettings("delta", "eval", steps, rate, **others)
 
 
-CASES: dict[str, tuple[ClientSettings, Change | None]] = {
+CASES: dict[str, tuple[ClientSettings, Change | str | None]] = {
     "none": (ClientSettings(), None),
     "noise-1e-5": (ClientSettings(), _noise(1e-5)),
     "noise-1e-4": (ClientSettings(), _noise(1e-4)),
@@ -60,13 +63,27 @@ CASES: dict[str, tuple[ClientSettings, Change | None]] = {
     "fp16": (ClientSettings(), _stored_as(torch.float16)),
     "bf16": (ClientSettings(), _stored_as(torch.bfloat16)),
     "8-bit": (ClientSettings(), _eight_bits),
+    "quantise-8": (ClientSettings(), "quantise-8"),
+    "clip-layers": (ClientSettings(), "clip-layers:norm=1"),
+    "prune-0.5": (ClientSettings(), "prune:keep=0.5"),
+    "prune-0.3": (ClientSettings(), "prune:keep=0.3"),
+    "prune-0.1": (ClientSettings(), "prune:keep=0.1"),
+    "top-k-0.5": (ClientSettings(), "top-k:keep=0.5"),
+    "top-k-0.3": (ClientSettings(), "top-k:keep=0.3"),
+    "top-k-0.1": (ClientSettings(), "top-k:keep=0.1"),
+    "random-k-0.5": (ClientSettings(), "random-k:keep=0.5"),
+    "random-k-0.3": (ClientSettings(), "random-k:keep=0.3"),
+    "random-k-0.1": (ClientSettings(), "random-k:keep=0.1"),
     "sgd-1": (_local(1, 0.1), None),
     "sgd-1-fp16": (_local(1, 0.1), _stored_as(torch.float16)),
     "sgd-10": (_local(10, 0.01), None),
+    "sgd-10-fast": (_local(10, 0.1), None),
     "sgd-10-momentum-decay": (_local(10, 0.01, momentum=0.9, weight_decay=1e-4), None),
     "sgd-50": (_local(50, 0.01), None),
+    "sgd-50-fast": (_local(50, 0.1), None),
+    "sgd-50-momentum-decay": (_local(50, 0.01, momentum=0.9, weight_decay=1e-4), None),
 }
-"""How the client trains, and what is done to its update."""
+"""How the client trains, and what is done to its update: to each tensor, or by a defence."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class RobustnessResult:
         unique: the attack's own word.
         predicted_error: relative error that the attack states.
         reason: why not all came back.
-        seconds: of the attack.
+        seconds: of the attack, CPU time.
     """
 
     case: str
@@ -115,17 +132,22 @@ def measure(
     for cut in select(load_corpus(corpus), selection)[0]:
         utterance = load_utterance(cut)
         batch, truth = make_batch(model, [utterance])
-        shared: dict[ClientSettings, ClientUpdate] = {}
+        shared: dict[ClientSettings, ClientUpdate | str] = {}
         for case in cases:
             if (case, utterance.id) in done:
                 continue
             client, change = CASES[case]
             if client not in shared:
-                shared[client] = share(model, batch, client, "", weights)
-            update = shared[client] if change is None else _changed(shared[client], change, selection.seed)
-            start = time.perf_counter()
-            found = run_attack(Observation(model, update), "span", seed=selection.seed)
-            seconds = time.perf_counter() - start
+                shared[client] = _shared(model, batch, client, weights)
+            update = shared[client]
+            start = time.process_time()
+            if isinstance(update, ClientUpdate):
+                update = _changed(update, change, selection.seed)
+                start = time.process_time()
+                found = run_attack(Observation(model, update), "span", seed=selection.seed)
+            else:
+                found = Reconstruction("span", reason=update)
+            seconds = time.process_time() - start
             true = tuple(said.features for said in truth.utterances)
             scored = (
                 score_features(found.features[match_utterances(found.features, true)[0]], true[0])
@@ -142,8 +164,20 @@ def measure(
             yield result
 
 
-def _changed(update: ClientUpdate, change: Change, seed: int) -> ClientUpdate:
+def _shared(model: nn.Module, batch: Batch, client: ClientSettings, weights: str) -> ClientUpdate | str:
+    """What the client shares, or why it cannot train."""
+    try:
+        return share(model, batch, client, "", weights)
+    except InputError as error:
+        return f"the client cannot train: {error}"
+
+
+def _changed(update: ClientUpdate, change: Change | str | None, seed: int) -> ClientUpdate:
     generator = torch.Generator().manual_seed(seed)
+    if change is None:
+        return update
+    if isinstance(change, str):
+        return defend(update, [parse_defence(change)], generator)
     return ClientUpdate({name: change(tensor, generator) for name, tensor in update.tensors.items()}, update.protocol)
 
 

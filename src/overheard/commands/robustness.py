@@ -26,7 +26,7 @@ def robustness_table(rows: list[RobustnessRow], model: str, threads: int) -> Tab
     """One row for each case."""
     table = Table(title=f"{model}, closed form and likelihood, {machine_line(threads)}", title_justify="left")
     table.add_column("case")
-    for column in ("utterances", f"MAE < {RECOVERED}", f"MAE < {CLOSE}", "unique", "falsely", "SNR dB", "seconds"):
+    for column in ("utterances", f"MAE < {RECOVERED}", f"MAE < {CLOSE}", "unique", "falsely", "SNR dB", "CPU s"):
         table.add_column(column, justify="right")
     for row in rows:
         counts = map(str, (row.utterances, row.recovered, row.close, row.unique, row.falsely_unique))

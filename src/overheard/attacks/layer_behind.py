@@ -1,0 +1,59 @@
+"""The layer behind the one that sees windows, as far as what it was shown is a function of the features alone."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from overheard.attacks.layer_fits import NoisyLayer
+from overheard.attacks.observation import Observation
+from overheard.attacks.pointwise import Activation, find_pointwise_layer
+from overheard.attacks.rank import layer_matrix
+from overheard.attacks.windows import WindowedLayer
+
+MIXES = 64
+"""Random sums of its units' rows that tell whether inputs span them."""
+
+
+@dataclass(frozen=True)
+class LayerBehind:
+    """A layer that is shown phi(W u_p + b).
+
+    Attributes:
+        name: of the module.
+        activation: phi and its slope.
+        weight: W, columns sorted by frame, then feature.
+        bias: b; zeros where there is none.
+    """
+
+    name: str
+    activation: Activation
+    weight: Float[Tensor, "H K"]
+    bias: Float[Tensor, " H"]
+
+
+def find_layer_behind(observation: Observation, windowed: WindowedLayer) -> LayerBehind | None:
+    """None where dropout hides units, or local steps changed what the layer was shown, or there is no such layer."""
+    protocol = observation.update.protocol
+    if protocol.mode != "eval" or protocol.local_steps > 1:
+        return None
+    layer = find_pointwise_layer(observation.model, windowed)
+    if layer is None:
+        return None
+    module = observation.model.get_submodule(windowed.name)
+    weight = module.get_parameter("weight").detach().double().flatten(1)[:, windowed.order].cpu()
+    bias = module.bias.detach().double().cpu() if isinstance(module.bias, Tensor) else weight.new_zeros(len(weight))
+    return LayerBehind(layer.name, layer.activation, weight, bias)
+
+
+def mixed_rows(observation: Observation, behind: LayerBehind, generator: torch.Generator) -> NoisyLayer | None:
+    """A few random sums of the rows of its weight's update, bias left out; None where the update does not hold it."""
+    matrix = layer_matrix(observation.update, behind.name, observation.model.get_submodule(behind.name))
+    if matrix is None or matrix.shape[1] - len(behind.weight) not in (0, 1):
+        return None
+    matrix = matrix.cpu()[:, : len(behind.weight)]
+    on = (matrix != 0).any(dim=0)
+    draw = torch.randn(MIXES, len(matrix), generator=generator, dtype=matrix.dtype)
+    scales = torch.ones(int(on.sum()), dtype=matrix.dtype)
+    return NoisyLayer(draw @ matrix[:, on], MIXES, False, scales, behind.weight[on], behind.bias[on], behind.activation)
