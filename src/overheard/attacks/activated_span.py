@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from overheard.attacks.observation import Observation
-from overheard.attacks.pointwise import Activation, PointwiseLayer
+from overheard.attacks.pointwise import Activation, PointwiseLayer, at_units
 from overheard.attacks.rank import NumericalRank, layer_matrix, rank_of_spectrum
 from overheard.attacks.sent_entries import SentEntries, all_but_zeros, complete_block, sent_entries
 from overheard.attacks.windows import WindowedLayer
@@ -95,7 +95,7 @@ def activated_span(observation: Observation, layer: WindowedLayer, behind: Point
     if matrix is None or matrix.shape[1] - len(weight) not in (0, 1):
         return None
     bias = windowed.bias.detach().double().cpu() if isinstance(windowed.bias, Tensor) else weight.new_zeros(len(weight))
-    entries = None if sent_entries(observation, layer.name) is None else all_but_zeros(observation, behind.name)
+    entries = None if sent_entries(observation, layer) is None else all_but_zeros(observation, behind.name)
     if entries is not None:
         return _completed(entries, weight, bias, behind.activation)
     matrix = matrix.cpu()
@@ -128,7 +128,9 @@ def _completed(
     spread = completed.residual * float(completed.scales.square().mean().sqrt()) / values
     units = completed.columns[order][: len(order) - int(last.sum())]
     found = NumericalRank(completed.rank, completed.margin, torch.cat([values, values.new_zeros(1)]))
-    return ActivatedSpan(weight[units], bias[units], activation, basis, spread, bool(last.any()), found)
+    return ActivatedSpan(
+        weight[units], bias[units], at_units(activation, units, len(weight)), basis, spread, bool(last.any()), found
+    )
 
 
 def _rounding(matrix: Float[Tensor, "R C"], basis: Float[Tensor, "P C"]) -> float:

@@ -53,7 +53,6 @@ def mixed_rows(observation: Observation, behind: LayerBehind, generator: torch.G
     if matrix is None or matrix.shape[1] - len(behind.weight) not in (0, 1):
         return None
     matrix = matrix.cpu()[:, : len(behind.weight)]
-    on = (matrix != 0).any(dim=0)
     draw = torch.randn(MIXES, len(matrix), generator=generator, dtype=matrix.dtype)
-    scales = torch.ones(int(on.sum()), dtype=matrix.dtype)
-    return NoisyLayer(draw @ matrix[:, on], MIXES, False, scales, behind.weight[on], behind.bias[on], behind.activation)
+    scales = torch.ones(len(behind.weight), dtype=matrix.dtype)
+    return NoisyLayer(draw @ matrix, MIXES, False, scales, behind.weight, behind.bias, behind.activation)

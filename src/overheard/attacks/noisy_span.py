@@ -18,6 +18,7 @@ from overheard.attacks.layer_behind import find_layer_behind
 from overheard.attacks.layer_fits import NoisyLayer
 from overheard.attacks.likelihood import LikelyFeatures, most_likely_features
 from overheard.attacks.observation import Observation
+from overheard.attacks.pointwise import at_units
 from overheard.attacks.rank import NumericalRank, layer_matrix, rank_above_noise
 from overheard.attacks.rounding import rounding_size, scales_of
 from overheard.attacks.span_equations import normal_equations
@@ -233,13 +234,15 @@ def _second_witness(observation: Observation, windowed: WindowedLayer) -> _Witne
     found = None if behind is None else _whitened(observation, behind.name)
     if behind is None or found is None or found[0].shape[1] - len(behind.weight) not in (0, 1):
         return None
-    (matrix, scales), weight, bias = found, behind.weight, behind.bias
+    (matrix, scales), weight, bias, activation = found, behind.weight, behind.bias, behind.activation
     on = (matrix[:, : len(weight)] != 0).any(dim=0)
     if not bool(on.all()):
         # Units that no window switched on are no inputs.
         columns = torch.cat([on, on.new_ones(matrix.shape[1] - len(on))])
-        matrix, scales, weight, bias = matrix[:, columns], scales[columns], weight[on], bias[on]
-    layer = NoisyLayer(matrix, len(matrix), len(scales) > len(weight), scales, weight, bias, behind.activation)
+        matrix, scales = matrix[:, columns], scales[columns]
+        activation = at_units(activation, torch.nonzero(on).flatten(), len(weight))
+        weight, bias = weight[on], bias[on]
+    layer = NoisyLayer(matrix, len(matrix), len(scales) > len(weight), scales, weight, bias, activation)
     # Squaring costs half the digits, which noise has taken already.
     seen = matrix[:, : len(weight)]
     gram = seen.T @ seen if seen.shape[0] >= seen.shape[1] else seen @ seen.T

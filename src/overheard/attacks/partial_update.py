@@ -25,6 +25,7 @@ from overheard.attacks.layer_fits import NoisyLayer
 from overheard.attacks.likelihood import LikelyFeatures, most_likely_features
 from overheard.attacks.masked_fit import equations_of
 from overheard.attacks.observation import Observation
+from overheard.attacks.pointwise import at_units
 from overheard.attacks.sent_entries import SentEntries, all_but_zeros, complete_block
 from overheard.attacks.span_equations import normal_equations
 from overheard.attacks.windows import WindowedLayer
@@ -176,7 +177,8 @@ def _layers(first: SentEntries, second: _Behind | None, rank: int, windowed: Win
             matrix = some.matrix / _sizes(some.matrix, some.mask, 1)[:, None]
             found[some.name] = NoisyLayer(
                 matrix, len(matrix), len(units) < len(some.columns), torch.ones(len(some.columns), dtype=matrix.dtype),
-                second.layer.weight[units], second.layer.bias[units], second.layer.activation, some.mask,
+                second.layer.weight[units], second.layer.bias[units],
+                at_units(second.layer.activation, units, len(second.layer.weight)), some.mask,
             )  # fmt: skip
     return found
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from overheard.attacks.windows import WindowedLayer
@@ -55,6 +55,24 @@ def find_pointwise_layer(model: nn.Module, layer: WindowedLayer) -> PointwiseLay
     if torch.equal(arrived, probe.clamp(low, high)):
         return PointwiseLayer(name, _clamping(low if low > -FAR else -math.inf, high if high < FAR else math.inf))
     return PointwiseLayer(name, _running(model, layer, units))
+
+
+def at_units(activation: Activation, units: Int[Tensor, " U"], count: int) -> Activation:
+    """The activation of some of a layer's units, however it is computed.
+
+    Args:
+        activation: of all of them.
+        units: indices.
+        count: H, of all.
+    """
+
+    def some(values: Tensor) -> tuple[Tensor, Tensor]:
+        whole = values.new_zeros(*values.shape[:-1], count)
+        whole[..., units] = values
+        arrived, slopes = activation(whole)
+        return arrived[..., units], slopes[..., units]
+
+    return some
 
 
 def _clamping(low: float, high: float) -> Activation:

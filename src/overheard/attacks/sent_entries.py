@@ -16,6 +16,7 @@ from overheard.attacks.observation import Observation
 from overheard.attacks.output_layer import stored_format
 from overheard.attacks.rank import layer_matrix
 from overheard.attacks.rounding import grid_step
+from overheard.attacks.windows import WindowedLayer
 
 BLOCK_ROWS, BLOCK_COLUMNS = 450, 650
 """Of the densest part that is completed, times what of it is missing."""
@@ -63,21 +64,25 @@ class SentEntries:
         return SentEntries(self.name, matrix[:, some], mask[:, some], self.columns[some])
 
 
-def sent_entries(observation: Observation, name: str) -> SentEntries | None:
-    """What was sent of the update of a layer that sees windows; None where all was, or nothing.
+def sent_entries(observation: Observation, windowed: WindowedLayer) -> SentEntries | None:
+    """What was sent of the update of the layer that sees windows; None where all was, or nothing.
 
-    What such a layer shares has no zeros of its own, but for units that nothing switched on. Behind rectifiers there
-    are others, of units that were never on together, so that a layer there is taken with `all_but_zeros` where the one
-    before it has missing entries.
+    What such a layer shares has no zeros of its own, but for units that nothing switched on, or padding alone: there
+    whole frames are zero, which is no evidence. Behind rectifiers there are others, of units that were never on
+    together; a layer there is taken with `all_but_zeros` where the one before it has missing entries.
     """
-    found = all_but_zeros(observation, name)
+    found = all_but_zeros(observation, windowed.name)
     if found is None or found.share > 1 - UNEXPLAINED:
         return None
-    update, module = observation.update, observation.model.get_submodule(name)
-    weight = update.tensors[f"{name}.weight" if name else "weight"]
-    rounded = _rounded_to_zero(weight, module.get_parameter("weight"), update.protocol.kind == "delta")
-    missing = float((~found.mask).sum()) - rounded
-    if missing < UNEXPLAINED * found.mask.numel() or grid_step(weight) is not None:
+    weights = found.mask.new_zeros(len(found.mask), len(windowed.order))
+    on_weights = found.columns < len(windowed.order)
+    weights[:, found.columns[on_weights]] = found.mask[:, on_weights]
+    frames = weights[:, windowed.order].view(len(weights), windowed.window, windowed.num_features)
+    zeros = float((~frames & frames.any(dim=2, keepdim=True)).sum())
+    update, module = observation.update, observation.model.get_submodule(windowed.name)
+    weight = update.tensors[f"{windowed.name}.weight" if windowed.name else "weight"]
+    zeros -= _rounded_to_zero(weight, module.get_parameter("weight"), update.protocol.kind == "delta")
+    if zeros < UNEXPLAINED * found.mask.numel() or grid_step(weight) is not None:
         return None
     return found
 

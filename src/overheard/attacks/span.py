@@ -76,7 +76,7 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
     if matrix is None or matrix.shape[1] != len(layer.order) + 1:
         reason = f"the update holds no weight and bias of {layer.name}, the layer that sees windows"
         return Reconstruction("span", reason=reason, settings=settings)
-    entries = sent_entries(observation, layer.name)
+    entries = sent_entries(observation, layer)
     if entries is not None:
         return _from_entries(observation, layer, entries, config, generator)
     # Units that no frame switched on have rows of zeros: they bound the rank and say nothing.
