@@ -105,7 +105,7 @@ def rank_of_spectrum(values: Float[Tensor, " R"], precision: float) -> Numerical
     below = relative[1:] < noise
     if not bool(below.any()):
         return NumericalRank(values.numel(), 1.0, values)
-    # Units that nothing reached leave exact zeros. Where rounding shows above them, it is rounding that ends the signal.
+    # Units that nothing reached leave exact zeros; where rounding shows above them, the signal ends there.
     zeros = values[1:] <= torch.finfo(torch.float64).eps * values.numel() * values[0]
     if bool((below & ~zeros).any()):
         below &= ~zeros
