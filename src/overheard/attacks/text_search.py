@@ -14,11 +14,15 @@ from overheard.attacks.lattice_decoding import (
     rank_lengths,
 )
 from overheard.attacks.output_layer import FrameEvidence
+from overheard.attacks.prefix_decoding import prefix_texts
 from overheard.recognition.ctc import ctc_occupancy
 from overheard.speech.alphabet import collapse, minimum_frames
 
 AT_ONCE = 2**20
 """Values of a lattice that are scored at once: what stays in a processor's cache."""
+
+LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
+"""Between these is the occupancy that prefix beam search does not tell from none."""
 
 Text = tuple[int, ...]
 Settled = Callable[[Text], bool]
@@ -33,6 +37,7 @@ class SearchConfig:
         beam: partial texts kept in integer least squares.
         ridges: errors of label occupancies that are assumed there, one after the other.
         lengths: numbers of labels that are fitted once, likeliest first.
+        prefixes: kept by prefix beam search, before integer least squares and, where that did not settle it, after.
         edits: of each kind, scored in one round of local search.
         starts: lengths that are refitted, and texts that local search starts from.
         evaluations: texts scored before the search gives up.
@@ -41,8 +46,9 @@ class SearchConfig:
     beam: int = 32
     ridges: tuple[float, ...] = (0.3, 0.1, 0.03)
     lengths: int = 16
+    prefixes: tuple[int, int] = (64, 512)
     edits: int = 32
-    starts: int = 3
+    starts: int = 6
     evaluations: int = 6000
 
 
@@ -109,14 +115,46 @@ def likely_symbols(evidence: FrameEvidence) -> list[int]:
     return found if found and error < 0.25 else every
 
 
-def start_texts(search: Search, config: SearchConfig, settled: Settled) -> None:
+def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
+    """Score texts until one is settled: from prefix beam search, then of every likely length by integer least squares,
+    refitted to themselves, then from a wider beam.
+
+    Returns:
+        texts that local search should start from, best first: the best of each way, since texts of one way are alike,
+        then the best of all.
+    """
+    greedy = collapse(search.evidence.smoothed.argmax(dim=1).tolist())
+    few, many = config.prefixes
+    ways = [
+        lambda: search.score([(), tuple(label for label in greedy if label in search.symbols)]),
+        lambda: _from_prefixes(search, few),
+        lambda: _by_lengths(search, config, settled),
+        lambda: _from_prefixes(search, many),
+    ]
+    best: list[Text] = []
+    for way in ways:
+        before = set(search.scores)
+        way()
+        fresh = [text for text in search.scores if text not in before]
+        best += sorted(fresh, key=lambda text: search.scores[text])[:1]
+        if settled(search.best()):
+            return [search.best()]
+    ranked = sorted(search.scores, key=lambda text: search.scores[text])
+    starts = sorted(best[1:], key=lambda text: search.scores[text])
+    return list(dict.fromkeys([*starts, *ranked]))[: config.starts]
+
+
+def _from_prefixes(search: Search, beam: int) -> None:
+    """Score texts of prefix beam search."""
+    observed = search.evidence.smoothed
+    error = search.evidence.noise / observed.numel() ** 0.5
+    search.score(prefix_texts(observed, beam, min(max(error, LEAST_OCCUPANCY), MOST_OCCUPANCY)))
+
+
+def _by_lengths(search: Search, config: SearchConfig, settled: Settled) -> None:
     """Score texts of every likely length by integer least squares, refitted to themselves, until one is settled."""
     evidence = search.evidence
     target = evidence.whitener @ evidence.occupancy[:, search.symbols]
-    greedy = collapse(evidence.smoothed.argmax(dim=1).tolist())
-    search.score([(), tuple(label for label in greedy if label in search.symbols)])
-    if settled(search.best()):
-        return
     # A doubled letter takes a frame more than average symbols do, so the length is known to within their number; the
     # first fit is already much better at the right length than beside it.
     first: dict[int, Text] = {}

@@ -204,9 +204,8 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         score = search.scores[text]
         return score < gap and score <= sqrt(_floor(search, text) * gap)
 
-    start_texts(search, config, settled)
     tried: list[TextEvidence] = []
-    for start in sorted(search.scores, key=lambda text: search.scores[text])[: config.starts]:
+    for start in start_texts(search, config, settled):
         tried.append(_judged(search, config, improve(search, config, start, settled)))
         if tried[-1].exact or len(search.scores) >= config.evaluations:
             break
