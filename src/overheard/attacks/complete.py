@@ -9,8 +9,8 @@ from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import FLOAT32, run_output_layer
 from overheard.attacks.registry import AUTO, check_update, config_of, run_attack
 from overheard.attacks.resimulation import trace
+from overheard.attacks.sent_output import as_computed
 from overheard.attacks.transcript import recover_transcripts
-from overheard.attacks.update_scale import rescaled, update_scale
 from overheard.metering import metered
 from overheard.recognition.configuration import config_from_json
 
@@ -66,8 +66,8 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
     """Add what was said, and whether the update follows from it all, to features that an attack brought back.
 
     Transcripts that the attacker is declared to know are used as they are, and diagnostics say so; those of several
-    utterances are put into the features' order where the output layer tells it. A factor that the update carries, as
-    from clipping, is taken out first; see `update_scale`.
+    utterances are put into the features' order where the output layer tells it. Entries that are missing of the output
+    layer are filled in first, and factors, as from clipping, taken out; see `sent_output` and `update_scale`.
 
     Args:
         observation: all that the attacker sees.
@@ -82,9 +82,9 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
     traced = trace(model, reconstruction.features, update.protocol.mode) if certificate else None
     run = traced.run if traced else run_output_layer(model, reconstruction.features, update.protocol.mode)
     diagnostics = dict(reconstruction.diagnostics)
-    scale = 1.0 if run is None else update_scale(update, run)
-    if scale != 1.0:
-        update, diagnostics["update_scale"] = rescaled(update, scale), scale
+    if run is not None:
+        update, found_out = as_computed(observation, run)
+        diagnostics |= found_out
     if declared is not None and len(declared) == len(reconstruction.features) == 1:
         transcripts: tuple[str | None, ...] = declared
         diagnostics["transcript_source"] = "declared"

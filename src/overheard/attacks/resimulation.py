@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from overheard.attacks.output_layer import OutputRun, run_output_layer, stored_format
+from overheard.attacks.received_update import ReceivedUpdate
 from overheard.attacks.switched_kinks import switched_kinks, watched_kinks
 from overheard.attacks.text_search import Text
 from overheard.federation.client import client_update, settings_of
@@ -99,6 +100,9 @@ def simulate(
 
 
 def _as_stored(shared: dict[str, Tensor], update: ClientUpdate) -> dict[str, Tensor]:
+    shared = {name: shared[name] for name in update.tensors}
+    if isinstance(update, ReceivedUpdate):
+        shared = update.as_received(shared)
     return {name: shared[name].to(stored_format(tensor)) for name, tensor in update.tensors.items()}
 
 
