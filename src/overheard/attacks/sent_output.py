@@ -98,7 +98,7 @@ def _sent(update: ClientUpdate, but: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _misses_entries(observation: Observation) -> bool:
-    """Where the output layer is complete: whether the layer that sees windows, which has no zeros of its own, is not."""
+    """Whether the layer that sees windows lacks entries: it has no zeros of its own."""
     windowed = find_windowed_layer(observation.model, as_recogniser(observation.model).front_end.num_features)
     return windowed is not None and sent_entries(observation, windowed) is not None
 
