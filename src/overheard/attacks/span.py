@@ -68,6 +68,8 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
     """
     update = observation.update
     settings = asdict(config)
+    # Equations are solved on the CPU, wherever the model is.
+    generator = torch.Generator().manual_seed(generator.initial_seed())
     layer = find_windowed_layer(observation.model, as_recogniser(observation.model).front_end.num_features)
     if layer is None:
         reason = "no layer of this model sees overlapping windows of its input"
