@@ -38,8 +38,8 @@ def main(corpus: Path, utterance: str) -> None:
     found = numerical_rank(matrix, precision)
     draw_rank(found.singular_values, found.rank)
 
-    basis = sparse_frames._row_basis(matrix, found.rank, generator)
-    frames = find_frames(basis, config.zero_share, config.rounds, generator)
+    basis, noise = sparse_frames._row_basis(matrix, found.rank, generator)
+    frames = find_frames(basis, config.zero_share, config.rounds, generator, noise=noise)
     draw_zeros(basis, frames.zeros)
 
     directions = sparse_frames._directions(model, update, found.rank - 1)

@@ -38,6 +38,19 @@ def test_every_frame_comes_back_once(count: int, units: int, likeness: float, no
     assert match.any(dim=0).all()
 
 
+def test_units_that_are_noise_do_not_mislead() -> None:
+    frames = sparse_frames(16, 300, seed=2)
+    frames[:, 100:] *= 1e-5
+    noise = 1e-6 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = torch.linalg.svd(frames + noise, full_matrices=False)[2]
+    in_a_column = 1e-6 * float(torch.linalg.pinv(frames).norm())
+    naive, careful = (
+        find_frames(basis, 0.35, 1, torch.Generator().manual_seed(0), noise=each) for each in (0.0, in_a_column)
+    )
+    assert len(naive.coordinates) < 16
+    assert matches(careful.coordinates @ basis, frames).any(dim=0).all()
+
+
 def test_a_subspace_without_sparse_frames_gives_none() -> None:
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.rand(200, 12, generator=generator, dtype=torch.float64)).Q.T

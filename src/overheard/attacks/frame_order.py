@@ -67,6 +67,7 @@ def order_frames(
     zero_share: float,
     tolerance: float = 1e-3,
     utterances: int = 1,
+    noise: float = 0.0,
 ) -> Timeline | Stopped:
     """Order, direction and strength of all frames.
 
@@ -77,6 +78,7 @@ def order_frames(
         zero_share: of units, exact zeros that certify a frame.
         tolerance: part of a state outside the span up to which a frame fits.
         utterances: in the update.
+        noise: norm of what the update's noise makes of a column of the basis.
     """
     size, known, solved = len(basis), coordinates, 0
     # paths[way][number]
@@ -96,7 +98,7 @@ def order_frames(
         for way, number in broken:
             others = [paths[1 - way][each] for other, each in broken if other != way]
             row, residual = _solve_next(
-                basis, known, directions[way], paths[way], number, others, zero_share, tolerance
+                basis, known, directions[way], paths[way], number, others, zero_share, tolerance, noise
             )  # fmt: skip
             if row is None:
                 continue
@@ -150,6 +152,7 @@ def _solve_next(
     others: list[Path],
     zero_share: float,
     tolerance: float,
+    noise: float,
 ) -> tuple[Float[Tensor, " T"] | None, float]:
     """Coordinates of the frame after a path, strength included; None if no start leads to a new frame that fits."""
     best: tuple[Float[Tensor, " T"] | None, float] = None, tolerance
@@ -165,7 +168,7 @@ def _solve_next(
     if row is None:
         return best
     # The state says which frame; the count of zeros, where it certifies the same frame, says it more exactly.
-    sharp, certified = certify_frames(basis, row[None], zero_share)
+    sharp, certified = certify_frames(basis, row[None], zero_share, noise)
     sharp = sharp[0] * row.norm()
     state = direction.step(sharp @ basis @ direction.into_gates.T, path.state)
     again = float(direction.outside_part(state).norm())

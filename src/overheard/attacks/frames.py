@@ -25,6 +25,9 @@ ZERO = 2e-3
 NEGATIVE = 2e-2
 """A frame with a unit further below zero than this part is none."""
 
+ABOVE_NOISE = 100.0
+"""Multiples of its noise that a unit's strength must have to tell zeros from other values."""
+
 SLACKS = (0.1, 0.03, 0.01, 0.003)
 """eps of the volume's penalty, in turn."""
 
@@ -63,6 +66,7 @@ def find_frames(
     rounds: int,
     generator: torch.Generator,
     known: Float[Tensor, "M T"] | None = None,
+    noise: float = 0.0,
 ) -> FrameSet:
     """All frames that can be certified, in no order.
 
@@ -72,9 +76,10 @@ def find_frames(
         rounds: restarts at most.
         generator: of starting points.
         known: coordinates of frames found before, of any scale.
+        noise: norm of what the update's noise makes of a column of the basis.
     """
     size = len(basis)
-    cone = _cone(basis, zero_share)
+    cone = _cone(basis, zero_share, noise)
     found = basis.new_zeros(0, size) if known is None else torch.nn.functional.normalize(known, dim=1)
     done = 0
     while len(found) < size and done < rounds:
@@ -87,10 +92,10 @@ def find_frames(
 
 
 def certify_frames(
-    basis: Float[Tensor, "T C"], rows: Float[Tensor, "M T"], zero_share: float
+    basis: Float[Tensor, "T C"], rows: Float[Tensor, "M T"], zero_share: float, noise: float = 0.0
 ) -> tuple[Float[Tensor, "M T"], Bool[Tensor, " M"]]:
     """Sharpen guesses of single frames and say which are certified."""
-    cone = _cone(basis, zero_share)
+    cone = _cone(basis, zero_share, noise)
     rows, _, accepted = sharpen(cone.columns, torch.nn.functional.normalize(rows, dim=1), cone.required)
     return rows, accepted
 
@@ -115,11 +120,11 @@ def refit_frames(
     return torch.stack(refitted)
 
 
-def _cone(basis: Float[Tensor, "T C"], zero_share: float) -> _Cone:
+def _cone(basis: Float[Tensor, "T C"], zero_share: float, noise: float) -> _Cone:
     strength = basis.norm(dim=0)
-    kept = strength > 1e-5 * strength.max()
+    kept = strength > max(1e-5 * float(strength.max()), ABOVE_NOISE * noise)
     columns = basis[:, kept] / strength[kept]
-    # Units that are zero in every frame certify nothing, but they are part of the share.
+    # Units that are zero in every frame, or noise, certify nothing, but they are part of the share.
     never = basis.shape[1] - columns.shape[1]
     return _Cone(columns.contiguous(), int(max(zero_share * basis.shape[1] - never, len(basis) + 20)))
 

@@ -164,13 +164,13 @@ def _recover(
     declared = observation.prior.num_frames
     if declared is not None and sum(map(model.config.output_length, declared)) != count:
         return f"no utterance of the declared length gives {count} output frames"
-    basis = _row_basis(matrix, count, generator)
-    frames = find_frames(basis, config.zero_share, config.rounds, generator)
+    basis, noise = _row_basis(matrix, count, generator)
+    frames = find_frames(basis, config.zero_share, config.rounds, generator, noise=noise)
     progress.done("frames", frames_found=len(frames.coordinates))
     directions = _directions(model, update, count - utterances)
     blur = max(direction.blur for direction in directions)
     tolerance = min(max(config.state_tolerance, BLURRED * blur), LARGEST_TOLERANCE)
-    timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, tolerance, utterances)
+    timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, tolerance, utterances, noise)
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason
@@ -326,14 +326,23 @@ def _listed(lengths: tuple[int, ...]) -> str:
     return " and ".join(map(str, lengths))
 
 
-def _row_basis(matrix: Float[Tensor, "R C"], rank: int, generator: torch.Generator) -> Float[Tensor, "K C"]:
-    """Orthonormal rows that span the `rank` strongest directions (Halko et al. 2011, algorithm 5.1)."""
+def _row_basis(
+    matrix: Float[Tensor, "R C"], rank: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "K C"], float]:
+    """Orthonormal rows that span the `rank` strongest directions (Halko et al. 2011, algorithm 5.1).
+
+    Also the norm of what noise, read off the rest of the matrix, makes of a column of them in the mean.
+    """
     width = min(rank + 32, *matrix.shape)
     mix = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype, device=matrix.device)
     for _ in range(2):
         left = torch.linalg.qr(matrix @ mix).Q
         mix = torch.linalg.qr(matrix.T @ left).Q
-    return torch.linalg.svd(left.T @ matrix, full_matrices=False)[2][:rank]
+    _, values, rows = torch.linalg.svd(left.T @ matrix, full_matrices=False)
+    basis = rows[:rank]
+    rest = matrix - (matrix @ basis.T) @ basis
+    free = (matrix.shape[0] - rank) * (matrix.shape[1] - rank)
+    return basis, float(rest.norm() / max(1, free) ** 0.5 * (1 / values[:rank]).norm())
 
 
 def _directions(model: DeepSpeech2, update: ClientUpdate, carried: int) -> tuple[Direction, Direction]:
