@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.linalg import LinAlgError
 from torch import nn
 
 from overheard import __version__
@@ -149,8 +150,8 @@ def audit(
             if error.argument == "attack":
                 raise
             record = _failed(utterance, attack, str(error))
-        except (RuntimeError, ArithmeticError, MemoryError) as error:
-            # torch reports failed decompositions and memory that ran out as RuntimeError.
+        except (RuntimeError, ArithmeticError, MemoryError, LinAlgError) as error:
+            # torch reports failed decompositions and memory that ran out as RuntimeError, scipy the former as this.
             record = _failed(utterance, attack, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         records.append(replace(record, model=named, kind=client.kind, defence="none", seed=seed))
         reconstructions.append(found)

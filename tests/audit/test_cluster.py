@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from test_grid import MODEL, write
 
-from overheard.audit import grid_run
 from overheard.audit.grid import Grid, read_grid
 from overheard.audit.grid_run import finish, opened
 from overheard.audit.records import AuditRecord, load_records, timeless
-from overheard.audit.workers import Outcome, Workers, _carried_out, carry_out
+from overheard.audit.workers import Workers, carry_out
 from overheard.errors import InputError
 from overheard.federation.quiet import ask_nothing
 
@@ -38,7 +37,7 @@ def done(grid: Grid, out: Path, workers: Workers) -> list[AuditRecord]:
 
 
 def test_two_nodes_bring_the_records_of_one_process(
-    address: str, noises: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, noises: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     defences = ["none", "clip:norm=1"]
     grid = read_grid(
@@ -46,11 +45,7 @@ def test_two_nodes_bring_the_records_of_one_process(
     )
     far = done(grid, tmp_path / "far", Workers(2, backend="ray", address=address))
 
-    def here(jobs: list, workers: Workers, out: Path) -> Iterator[Outcome]:
-        for place, job in enumerate(jobs):
-            yield _carried_out(place, job, workers, out, Path.cwd())[1]
-
-    monkeypatch.setattr(grid_run, "carry_out", here)
+    request.getfixturevalue("here")
     assert far == done(grid, tmp_path / "here", Workers())
     assert sum(record.recovered for record in far) == 4
 

@@ -1,7 +1,6 @@
 """A grid's file, its jobs, and a folder that mixes no settings; every job in this process."""
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,26 +10,12 @@ from overheard.audit import grid_run
 from overheard.audit.grid import Grid, Job, jobs_of, read_grid
 from overheard.audit.grid_run import finish, opened, probe
 from overheard.audit.records import AuditRecord, load_records, timeless
-from overheard.audit.workers import Outcome, Workers, _carried_out
+from overheard.audit.workers import Workers
 from overheard.errors import InputError
 from overheard.report.html import write_report
 from overheard.speech.corpus import load_corpus
 
 MODEL = '{"name": "deepspeech1", "config": {"hidden_size": 96, "context": 2}}'
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Jobs are done one after another in this process; the list is of those that were."""
-    done: list[Job] = []
-
-    def one_by_one(jobs: Sequence[Job], workers: Workers, out: Path) -> Iterator[Outcome]:
-        for place, job in enumerate(jobs):
-            done.append(job)
-            yield _carried_out(place, job, workers, out, Path.cwd())[1]
-
-    monkeypatch.setattr(grid_run, "carry_out", one_by_one)
-    return done
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import soundfile
 import torch
 from rich.console import Console
 
+from overheard.audit import job
 from overheard.audit.plan import AuditPlan
 from overheard.audit.records import AuditRecord, append_record, load_records, timeless
 from overheard.audit.runner import run_audit
@@ -56,6 +57,19 @@ def test_failures_are_records_and_not_the_end(plan: AuditPlan, tmp_path: Path) -
     assert first.feature_mae is not None
     assert (first.transcript_recovered, first.cer, first.wer) == ("ONE", 0.0, 0.0)
     assert records["11-1-0002"].cer is None, "no transcript was recovered, so it has no error rate"
+
+
+def test_a_decomposition_that_fails_is_a_record(
+    plan: AuditPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise np.linalg.LinAlgError("159-th leading minor not positive definite")
+
+    monkeypatch.setattr(job, "attack_until", fail)
+    records = run(replace(plan, scanned=()), tmp_path / "run")
+    assert [record.reason for record in records if record.utterance == "11-1-0000"] == [
+        "LinAlgError: 159-th leading minor not positive definite"
+    ]
 
 
 def test_the_folder_holds_what_a_report_needs(plan: AuditPlan, tmp_path: Path) -> None:

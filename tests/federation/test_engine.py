@@ -15,6 +15,7 @@ pytest.importorskip("ray", reason="Ray is not installed: overheard[federated]")
 
 from fleet import Fault, faulty_app, plan_of, run, same_weights
 
+from overheard.cli import main
 from overheard.federation.quiet import quieten
 from overheard.recognition.checkpoint import last_checkpoint
 from overheard.training.tracking import read_lines
@@ -40,24 +41,15 @@ def test_of_eight_clients_four_fail_each_in_its_way_and_the_others_learn(tmp_pat
 
 
 def test_a_killed_server_goes_on_to_the_same_weights(tones: Path, tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "overheard", "federate", "--corpus", str(tones), "--recipe", "synthetic"),
+    flags = [
+        *("federate", "--corpus", str(tones), "--recipe", "synthetic"),
         *("--rounds", "6", "--clients-per-round", "2", "--steps", "1", "--batch-size", "2", "--learning-rate", "0.01"),
-        *(
-            "--model",
-            tiny_model().to_json(),
-            "--strategy",
-            "FedAdam:eta=0.01",
-            "--hold-out",
-            "103",
-            "--workers",
-            "0",
-            "--threads",
-            "1",
-        ),
+        *("--model", tiny_model().to_json(), "--strategy", "FedAdam:eta=0.01", "--hold-out", "103"),
+        *("--workers", "0", "--threads", "1", "--out"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen([*command, "--out", str(tmp_path / "run")], env=environment, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "overheard", *flags, str(tmp_path / "run")]
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 240
     while not (tmp_path / "run" / "checkpoints" / "step-000000002").is_dir():
         assert killed.poll() is None, "ended before it could be killed"
@@ -69,9 +61,7 @@ def test_a_killed_server_goes_on_to_the_same_weights(tones: Path, tmp_path: Path
     assert done is not None
     assert 2 <= done.state["progress"]["round"] < 6
     for folder in ("run", "whole"):
-        subprocess.run(
-            [*command, "--out", str(tmp_path / folder)], env=environment, check=True, stdout=subprocess.DEVNULL
-        )
+        main([*flags, str(tmp_path / folder)])
     first, second = (last_checkpoint(tmp_path / folder) for folder in ("run", "whole"))
     assert first is not None
     assert second is not None

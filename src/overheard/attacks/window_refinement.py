@@ -19,6 +19,8 @@ from overheard.attacks.span_solver import mean_deviation, smallest_eigenvalue
 from overheard.attacks.windows import WindowedLayer
 
 MOST_ITERATIONS = 60
+SHIFTS = (1e-9, 1e-6, 1e-3)
+"""Of the identity, relative to the mean of the diagonal, added to a preconditioner until it can be factorised."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class _Preconditioner:
     def __init__(self, block: Float[Tensor, "C C"], layer: WindowedLayer, num_frames: int) -> None:
         padded = torch.nn.functional.pad(block, (0, 1, 0, 1))
         band, _ = normal_equations(padded, layer, num_frames, layer.num_positions(num_frames))
-        self._factor = (_factorised(band), True)
+        self._factor = (_factor(band), True)
         self.smallest = smallest_eigenvalue(self._factor, band.shape[1])
         self.mean_deviation = mean_deviation(self._factor, band.shape[1])
 
@@ -153,18 +155,18 @@ class _Preconditioner:
         return torch.from_numpy(flat).view_as(vector).to(vector)
 
 
-def _factorised(band: np.ndarray) -> np.ndarray:
-    """Cholesky factor with a little of the identity added: frames that few active units see leave the sum singular."""
-    level = band[0].mean()
-    for share in (1e-9, 1e-7):
-        raised = band.copy()
-        raised[0] += share * level
+def _factor(band: np.ndarray) -> np.ndarray:
+    """Cholesky factor of a band with a little of the identity added: frames that few active units see would leave it
+    singular, and a block that was summed in float32 may fall below zero by as much as that rounds."""
+    size = band[0].mean()
+    for little in SHIFTS:
+        band = band.copy()
+        band[0] += little * size
         try:
-            return cholesky_banded(raised, lower=True, check_finite=False)
+            return cholesky_banded(band, lower=True, check_finite=False)
         except LinAlgError:
             continue
-    band[0] += 1e-5 * level
-    return cholesky_banded(band, lower=True, check_finite=False)
+    raise LinAlgError("the windows' mean Hessian is not positive definite")
 
 
 def _conjugate_gradients(

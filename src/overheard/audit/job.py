@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lhotse import MonoCut
+from numpy.linalg import LinAlgError
 from torch import nn
 
 from overheard import __version__
@@ -64,8 +65,8 @@ def audit_batch(
         found = attack_until(observation, plan.attack, plan.options, plan.seed, plan.until)
     except InputError as error:
         return all_failed(plan, audited.text, batch, str(error.found) if len(batch) == 1 else str(error))
-    except (RuntimeError, ArithmeticError, MemoryError) as error:
-        # torch reports failed decompositions and memory that ran out as RuntimeError.
+    except (RuntimeError, ArithmeticError, MemoryError, LinAlgError) as error:
+        # torch reports failed decompositions and memory that ran out as RuntimeError, scipy the former as LinAlgError.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return all_failed(plan, audited.text, batch, reason)
     records = [_completed(plan, audited.text, record) for record in score(found, truth)]
