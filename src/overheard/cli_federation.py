@@ -111,7 +111,7 @@ def federate(
             user-dp, secure-aggregation
         capture: so many clients of a round have their updates kept
         capture_rounds: rounds whose updates are kept; all unless given
-        evaluate_every: rounds between two measurements of the word error rate
+        evaluate_every: rounds between two measurements of the word error rate; 0 to measure nothing
         deadline: seconds that a client may take for a round
         least_replies: valid updates without which the run stops
         delta: of the (epsilon, delta) that is stated

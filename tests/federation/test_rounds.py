@@ -187,6 +187,14 @@ def test_every_round_is_recorded_by_client_and_by_speaker(
     assert all(len(numpy.asarray(line.get_xdata())) == 2 for axis in shown for line in axis.lines)
 
 
+def test_a_run_may_measure_nothing(tones: Path, tmp_path: Path) -> None:
+    server = run(plan_of(tones, rounds=1, evaluate_every=0), tmp_path)
+    assert server.evaluations == []
+    assert [line["kind"] for line in read_lines(tmp_path / "metrics.jsonl")] == ["step"]
+    # Measuring changes no round: the run may go on with it.
+    assert len(run(plan_of(tones, rounds=2, evaluate_every=1), tmp_path).evaluations) == 1
+
+
 def test_the_model_of_a_run_can_be_named(tones: Path, tmp_path: Path) -> None:
     server = run(plan_of(tones), tmp_path)
     assert same_weights(resolve_model(str(tmp_path), 0), server.model) or len(server.evaluations) == 2

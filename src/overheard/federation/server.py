@@ -223,7 +223,8 @@ class Server:
         number += self.rounds.first
         if number == self.written:
             return None
-        wer = self._measure(number) if number % self.settings.evaluate_every == 0 or self._is_last(number) else None
+        every = self.settings.evaluate_every
+        wer = self._measure(number) if every and (number % every == 0 or self._is_last(number)) else None
         self.progress = replace(self.progress, seconds=time.perf_counter() - self.started)
         state = {
             "configuration": self.configuration,

@@ -31,7 +31,8 @@ class FederationSettings:
         deadline: seconds that a client may take for a round.
         least_replies: valid updates without which the run stops.
         augmentation: what is changed in what the models hear.
-        evaluate_every: rounds between two measurements of the word error rate; the last round is always measured.
+        evaluate_every: rounds between two measurements of the word error rate; the last round is always measured. 0 to
+            measure nothing.
         evaluate_seconds: audio in one batch of a measurement, s.
         keep: how many of the last checkpoints stay, beside the best one.
         delta: of the (epsilon, delta) that is stated.
@@ -59,9 +60,10 @@ class FederationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "clients_per_round", "least_replies", "evaluate_every", "keep"):
+        for name in ("rounds", "clients_per_round", "least_replies", "keep"):
             check_whole(name, getattr(self, name), 1, 2**31)
-        check_whole("capture", self.capture, 0, 2**31)
+        for name in ("capture", "evaluate_every"):
+            check_whole(name, getattr(self, name), 0, 2**31)
         check_choice("schedule", self.schedule, ("constant", "cosine"))
         check_positive("deadline", self.deadline)
         check_positive("evaluate_seconds", self.evaluate_seconds)
