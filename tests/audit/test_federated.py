@@ -80,7 +80,10 @@ def test_without_a_truth_frames_are_counted_alone(corpus: Path, tmp_path: Path) 
     records = audit_run(FederatedAudit(run, until="features"), tmp_path / "audit", CPU, Console(quiet=True))
     assert [record.reason for record in records] == ["no truth was kept"] * 2
     assert all(record.frames_recovered and record.feature_mae is None for record in records)
-    assert "Scanned on an update in" in write_report(tmp_path / "audit").read_text(encoding="utf-8")
+    page = write_report(tmp_path / "audit").read_text(encoding="utf-8")
+    assert "Scanned on an update in" in page
+    # Neither words nor epsilon were measured: there is no price.
+    assert "What the defences cost" not in page
 
 
 def test_a_run_without_captured_updates_is_refused(tmp_path: Path) -> None:

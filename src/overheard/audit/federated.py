@@ -164,7 +164,8 @@ def _config(
         },
         "settings": {**json.loads(json.dumps(asdict(plan), default=str)), "federation": run["settings"]},
         "guarantees": guarantees,
-        "prices": [asdict(price)],
+        # A run that measured nothing and guarantees nothing has no price to state.
+        "prices": [] if price.wer is None and price.epsilon is None else [asdict(price)],
         "fingerprint": plan.fingerprint(),
         "corpus": {"path": price.corpus, "utterances": len(said), "speakers": len({each.speaker for each in said})},
     }
