@@ -1,12 +1,15 @@
 """Batches: like durations together, every utterance once, the same for one process as for two in turn."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from lhotse import MonoCut
 from tone_corpus import tiny_model, tone_plan
 
+from overheard.errors import InputError
 from overheard.recognition.models import build_model
 from overheard.speech.augmentation import AugmentationConfig
 from overheard.speech.corpus import load_corpus
@@ -32,6 +35,18 @@ def test_every_utterance_comes_once_in_an_epoch_and_in_another_order_in_the_next
     assert first == names(bucketing(cuts, SETTINGS, 0))
     by_name = {cut.id: cut for cut in cuts}
     assert all(sum(by_name[name].duration for name in batch) <= 4.0 for batch in first)
+
+
+def test_batches_grow_behind_a_share_of_the_epochs(tones: Path) -> None:
+    cuts = load_corpus(tones).cuts
+    growing = replace(SETTINGS, epochs=4, batch_seconds=2.0, grown_batch=(0.5, 4.0))
+    assert [growing.batch_seconds_in(epoch) for epoch in range(4)] == [2.0, 2.0, 4.0, 4.0]
+    sizes = [len(names(bucketing(cuts, growing, epoch))) for epoch in (1, 2)]
+    assert sizes[0] > sizes[1]
+    assert names(bucketing(cuts, growing, 2)) == names(bucketing(cuts, SETTINGS, 2))
+    for wrong in ((0.0, 4.0), (1.0, 4.0), (0.5, 0.0)):
+        with pytest.raises(InputError, match="grown_batch"):
+            replace(SETTINGS, grown_batch=wrong)
 
 
 def test_two_processes_draw_what_one_draws_in_turn(tones: Path) -> None:

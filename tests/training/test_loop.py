@@ -45,7 +45,14 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_bits(
 ) -> None:
     if optimiser == "novograd":
         pytest.importorskip("pytorch_optimizer")
-    plan = tone_plan(tones, optimiser=optimiser, augmentation=AUGMENTED, accumulate=2, checkpoint_every=1)
+    plan = tone_plan(
+        tones,
+        optimiser=optimiser,
+        augmentation=AUGMENTED,
+        accumulate=2,
+        checkpoint_every=1,
+        grown_batch=(0.5, 5.0),
+    )
 
     def model() -> nn.Module:
         return build_model(normed_model())

@@ -148,7 +148,7 @@ def bucketing(
     edges = sorted({durations[place] for place in places if durations[place] > durations[0]})
     sampler = DynamicBucketingSampler(
         tuple(cuts),
-        max_duration=max(settings.batch_seconds, durations[-1]),
+        max_duration=max(settings.batch_seconds_in(epoch), durations[-1]),
         duration_bins=edges,
         shuffle=True,
         # All of them: a smaller buffer would shuffle within a stretch of the corpus alone.

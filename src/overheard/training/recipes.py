@@ -128,9 +128,15 @@ def _recipes() -> dict[str, Recipe]:
             train=Selection(max_seconds=8.0),
             dev=Selection(max_seconds=8.0),
             # CTC begins with a plateau of letter frequencies that is left after some number of steps, not of hours
-            # heard: batches are small.
+            # heard: batches are small at first.
             settings=TrainingSettings(
-                epochs=100, batch_seconds=12.0, buckets=8, learning_rate=1.5e-3, weight_decay=0.0, evaluate_every=10
+                epochs=100,
+                batch_seconds=12.0,
+                grown_batch=(0.6, 40.0),
+                buckets=8,
+                learning_rate=1.5e-3,
+                weight_decay=0.0,
+                evaluate_every=10,
             ),
         ),
         "digits": digits,

@@ -19,6 +19,9 @@ class TrainingSettings:
     Attributes:
         epochs: passes over the corpus.
         batch_seconds: audio in one batch of one process, s; utterances of like duration come together.
+        grown_batch: (share of the epochs, audio, s): behind that share of the epochs, so much audio is in one batch.
+            Small batches make many steps, which the beginning needs; but utterances that are often alone in theirs are
+            normalised by their own statistics, and not heard later by those of all.
         buckets: into how many classes of duration the corpus falls.
         accumulate: batches whose gradients make one step.
         optimiser: adamw, sgd (Nesterov momentum), or novograd, which needs the extra `optimisers`.
@@ -43,6 +46,7 @@ class TrainingSettings:
 
     epochs: int = 20
     batch_seconds: float = 120.0
+    grown_batch: tuple[float, float] | None = None
     buckets: int = 10
     accumulate: int = 1
     optimiser: OptimiserName = "adamw"
@@ -66,10 +70,21 @@ class TrainingSettings:
         check_whole("most_skipped", self.most_skipped, 0, 2**31)
         for name in ("batch_seconds", "learning_rate", "clip_norm"):
             check_positive(name, getattr(self, name))
+        if self.grown_batch is not None:
+            share, seconds = self.grown_batch
+            check_positive("grown_batch", seconds)
+            if not 0 < share < 1:
+                raise InputError("grown_batch", share, "give a share of the epochs above 0 and below 1")
         for name in ("weight_decay", "momentum", "warmup"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise InputError(name, value, "give a number from 0 to below 1")
+
+    def batch_seconds_in(self, epoch: int) -> float:
+        """Audio in one batch of an epoch, the first being 0; s."""
+        if self.grown_batch is None or epoch < round(self.grown_batch[0] * self.epochs):
+            return self.batch_seconds
+        return self.grown_batch[1]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
