@@ -15,7 +15,7 @@ from torch import Tensor
 
 from overheard.attacks.frames import certify_frames
 from overheard.attacks.missing_frames import solve_frame
-from overheard.attacks.trajectory import Direction, Path, append, follow, open_path
+from overheard.attacks.trajectory import Direction, Path, append, fit_strengths, follow, open_path
 
 SAME = 1e-6
 """Frames whose cosine differs from one by less are one frame."""
@@ -167,12 +167,12 @@ def _solve_next(
     row, residual = best
     if row is None:
         return best
-    # The state says which frame; the count of zeros, where it certifies the same frame, says it more exactly.
+    # The state says which frame; the count of zeros, where it certifies the same frame, says it more exactly. The state
+    # then fits less closely: it has no more than a strength to choose.
     sharp, certified = certify_frames(basis, row[None], zero_share, noise)
-    sharp = sharp[0] * row.norm()
-    state = direction.step(sharp @ basis @ direction.into_gates.T, path.state)
-    again = float(direction.outside_part(state).norm())
-    return (sharp, again) if bool(certified[0]) and again < 1.5 * residual else best
+    strengths, again = fit_strengths(direction, sharp @ basis @ direction.into_gates.T, path.state)
+    same = bool(certified[0]) and float(again[0]) < max(1.5 * residual, direction.blur)
+    return (sharp[0] * strengths[0], float(again[0])) if same else best
 
 
 def _guesses(known: Float[Tensor, "M T"], path: Path, others: list[Path]) -> list[Float[Tensor, " T"]]:

@@ -51,8 +51,8 @@ LEAST_PRECISION = 1e-5
 SPARE_ZEROS = 20
 """Zeros that a frame, half of whose units are zero, must have beyond one for each frame that mixes with it."""
 
-BLURRED = 3.0
-"""Multiples of what noise makes of a state in the mean, up to which a frame fits."""
+BLURRED = 0.5
+"""Of what noise makes of a direction of the span in the mean, up to which a frame fits: most states lie better."""
 
 LARGEST_TOLERANCE = 0.03
 """Part of a state outside the span that frames which do not fit have at least, with a margin."""

@@ -124,7 +124,7 @@ def follow(
     projections = frames @ direction.into_gates.T
     left = [index for index in range(len(frames)) if index not in path.order and index not in taken]
     while left and len(path.order) < longest:
-        strengths, residuals = _fit_strengths(direction, projections[left], path.state)
+        strengths, residuals = fit_strengths(direction, projections[left], path.state)
         place = int(residuals.argmin())
         if float(residuals[place]) > tolerance:
             break
@@ -151,7 +151,7 @@ def append(
     )
 
 
-def _fit_strengths(
+def fit_strengths(
     direction: Direction, projections: Float[Tensor, "M K"], state: State, points: int = 40, refined: int = 8
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
     """For each frame the strength at which the next state leaves the span least, and by how much it still does."""
