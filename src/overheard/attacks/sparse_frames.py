@@ -51,8 +51,9 @@ LEAST_PRECISION = 1e-5
 SPARE_ZEROS = 20
 """Zeros that a frame, half of whose units are zero, must have beyond one for each frame that mixes with it."""
 
-BLURRED = 0.5
-"""Of what noise makes of a direction of the span in the mean, up to which a frame fits: most states lie better."""
+BLURRED = 3.0
+"""Multiples of what noise makes of a direction of the span in the mean, up to which a frame may fit. Most states lie
+much better, so this is tried where no path comes about otherwise."""
 
 LARGEST_TOLERANCE = 0.03
 """Part of a state outside the span that frames which do not fit have at least, with a margin."""
@@ -168,9 +169,11 @@ def _recover(
     frames = find_frames(basis, config.zero_share, config.rounds, generator, noise=noise)
     progress.done("frames", frames_found=len(frames.coordinates))
     directions = _directions(model, update, count - utterances)
-    blur = max(direction.blur for direction in directions)
-    tolerance = min(max(config.state_tolerance, BLURRED * blur), LARGEST_TOLERANCE)
+    blurred = min(BLURRED * max(direction.blur for direction in directions), LARGEST_TOLERANCE)
+    tolerance = config.state_tolerance
     timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, tolerance, utterances, noise)
+    if isinstance(timeline, Stopped) and blurred > tolerance:
+        timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, blurred, utterances, noise)
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason
