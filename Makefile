@@ -22,9 +22,10 @@ lint:
 types:
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# One thread in each process: more threads than cores slow torch a hundredfold.
+# One thread in each process: more threads than cores slow torch a hundredfold. Each takes a stretch of neighbouring
+# tests, which share what their module makes, and whoever is done first takes from the others.
 tests:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --quiet
 
 # Spoiled files through every reader of files from outside; FUZZ_INPUTS of them through each.
 FUZZ_INPUTS ?= 100000
