@@ -8,7 +8,7 @@ gives a first guess; where the first layer is too sparse for one, the sequential
 From there the features of greatest likelihood over the entries that were sent (`masked_fit`) come out to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -117,18 +117,18 @@ def recover_from_entries(
         reason = f"what was sent leaves {equations} equations on {unknowns} unknowns: it does not tell the speech"
         return replace(found, reason=reason)
     behind = None if second is None else used.get(second.layer.name)
-    start = _start(observation, windowed, first, behind, rank, wanted, generator)
-    if start is None:
-        return replace(
-            found, reason="too little of the first layer was sent for a guess, and the layer behind gave none"
-        )
-    likely = most_likely_features(start, list(used.values()), windowed, generator)
-    left = [_excess(layer, likely.features, windowed) for layer in used.values()]
-    tested = [each for each in left if each is not None]
-    found = replace(found, likely=likely, excess=max(tested, default=float("inf")))
-    if not found.fits:
-        return replace(found, reason="the features found leave more of what was sent unexplained than rounding does")
-    return found
+    for start in _starts(observation, windowed, first, behind, rank, wanted, generator):
+        likely = most_likely_features(start, list(used.values()), windowed, generator)
+        left = [_excess(layer, likely.features, windowed) for layer in used.values()]
+        excess = max((each for each in left if each is not None), default=float("inf"))
+        if found.likely is None or excess < found.excess:
+            found = replace(found, likely=likely, excess=excess)
+        if found.fits:
+            return found
+    if found.likely is None:
+        reason = "too little of the first layer was sent for a guess, and the layer behind gave none"
+        return replace(found, reason=reason)
+    return replace(found, reason="the features found leave more of what was sent unexplained than rounding does")
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _sizes(matrix: Tensor, mask: Tensor, dim: int) -> Tensor:
     return torch.where(squares > 0, squares, 1.0).sqrt()
 
 
-def _start(
+def _starts(
     observation: Observation,
     windowed: WindowedLayer,
     first: SentEntries,
@@ -197,22 +197,20 @@ def _start(
     rank: int,
     lengths: Sequence[int],
     generator: torch.Generator,
-) -> list[Float[Tensor, "_ F"]] | None:
-    """The closed form on the complete columns; where there are too few, the sequential decoder."""
-    completed = None
-    if rank <= windowed.capacity:
-        completed = complete_block(first, generator, rank)
+) -> Iterator[list[Float[Tensor, "_ F"]]]:
+    """The closed form on the complete columns; where no fit comes out of that, the sequential decoder."""
+    completed = complete_block(first, generator, rank) if rank <= windowed.capacity else None
     if completed is not None and len(completed.columns) >= rank + windowed.num_features:
         start = _closed_form(completed, windowed, lengths)
-        if start is None or len(windowed.order) in completed.columns:
-            return start
-        return _sized(start, behind, windowed)
+        if start is not None and len(windowed.order) not in completed.columns:
+            start = _sized(start, behind, windowed)
+        if start is not None:
+            yield start
     if behind is None or len(lengths) > 1:
-        return None
+        return
     found = sequential.attack(observation, sequential.SequentialConfig(), generator=generator)
-    if len(found.features) != 1 or windowed.num_positions(len(found.features[0])) != rank:
-        return None
-    return [found.features[0].double()]
+    if len(found.features) == 1 and windowed.num_positions(len(found.features[0])) == rank:
+        yield [found.features[0].double()]
 
 
 def _closed_form(
