@@ -167,7 +167,8 @@ def _find_utterances(
     lost: list[_Utterance] = []
     known: list[Tensor] = []
     guesses = [first_guesses(edge, observation.public_speech, mean, known, generator) for edge in edges]
-    frames = [about_mean(mean, 1, generator).expand(layer.stride, -1) for _ in range(MORE_STARTS)]
+    frames = [mean[None], *(about_mean(mean, layer.window - layer.before, generator)[-1:] for _ in range(MORE_STARTS))]
+    frames = [each.expand(layer.stride, -1) for each in frames]
     tried = 0
     for edge, own in cycle(zip(edges, guesses, strict=True)):
         if len(whole) == size or tried == config.guesses * size:
