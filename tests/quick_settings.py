@@ -2,7 +2,7 @@
 
 QUICK = {
     "span": {},
-    "sequential": {"starts": 2},
+    "sequential": {"guesses": 2},
     "sparse_frames": {"attempts": 1, "most_steps": 2},
     "matching": {"iterations": 2},
     "hessian_free": {"iterations": 2, "directions": 4},

@@ -124,7 +124,7 @@ def run_attack(
             tried[each] = found.reason
             if found.features and found.unique is not False:
                 break
-            if found.features and len(found.features) >= (0 if doubtful is None else len(doubtful.features)):
+            if found.features and (doubtful is None or _amount(found) >= _amount(doubtful)):
                 doubtful = found
         else:
             if doubtful is None:
@@ -139,3 +139,8 @@ def run_attack(
         seconds=meter.seconds,
         peak_mb=meter.peak_mb,
     )
+
+
+def _amount(found: Reconstruction) -> tuple[int, int]:
+    """Utterances and frames that came back."""
+    return len(found.features), sum(map(len, found.features))

@@ -15,6 +15,7 @@ from overheard.attacks.lattice_decoding import (
 )
 from overheard.attacks.output_layer import FrameEvidence
 from overheard.attacks.prefix_decoding import prefix_texts
+from overheard.attacks.relaxed_texts import relaxed_texts
 from overheard.recognition.ctc import ctc_occupancy
 from overheard.speech.alphabet import collapse, minimum_frames
 
@@ -23,6 +24,9 @@ AT_ONCE = 2**20
 
 LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
 """Between these is the occupancy that prefix beam search does not tell from none."""
+
+APART = 4
+"""Labels between two edits that are tried together."""
 
 Text = tuple[int, ...]
 Settled = Callable[[Text], bool]
@@ -40,6 +44,7 @@ class SearchConfig:
         prefixes: kept by prefix beam search, before integer least squares and, where that did not settle it, after.
         edits: of each kind, scored in one round of local search.
         starts: lengths that are refitted, and texts that local search starts from.
+        kicks: relaxed solutions from which local search starts again where it has ended beside the text.
         evaluations: texts scored before the search gives up.
     """
 
@@ -49,7 +54,8 @@ class SearchConfig:
     prefixes: tuple[int, int] = (64, 512)
     edits: int = 32
     starts: int = 6
-    evaluations: int = 6000
+    kicks: int = 12
+    evaluations: int = 12000
 
 
 @dataclass
@@ -186,16 +192,56 @@ def _fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor
 
 
 def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
-    """Follow the best edit until none helps, the text is settled, or the effort is spent."""
+    """Follow the best edit, with others that lie apart from it, until none helps, the text is settled, or the effort is
+    spent."""
     while not settled(text) and len(search.scores) < config.evaluations:
         found = search.score(edits(search, text, config.edits))
-        if not found:
+        better = sorted((each for each in found if found[each] < search.scores[text]), key=lambda each: found[each])
+        if not better:
             break
-        nearest = min(found, key=lambda each: found[each])
-        if found[nearest] >= search.scores[text]:
-            break
-        text = nearest
+        found = {better[0]: found[better[0]]} | search.score(_together(text, better))
+        text = min(found, key=lambda each: found[each])
     return text
+
+
+def kicked(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text | None:
+    """A better text than one at which local search ends, by local search from relaxed solutions near it; None where
+    there is none."""
+    if not text:
+        return None
+    misfit = search.whiten(search.evidence.occupancy - occupancies(search.evidence.log_probs, [text])[:, 0])
+    design = search.whiten(label_occupancy(search.evidence.log_probs, list(text)))
+    doubtful = (design.T.abs() @ misfit.norm(dim=1)).argsort(descending=True)[: config.kicks].tolist()
+    found = search.score(relaxed_texts(search.evidence, search.symbols, text, doubtful))
+    found.pop(text, None)
+    for start in sorted(found, key=lambda each: found[each])[: config.kicks]:
+        if len(search.scores) >= config.evaluations:
+            break
+        other = improve(search, config, start, settled)
+        if search.scores[other] < search.scores[text]:
+            return other
+    return None
+
+
+def _together(text: Text, better: list[Text]) -> list[Text]:
+    """Several edits of a text in one: the first, and those after it that lie apart from all before; a half, a quarter
+    and so on of them, too."""
+    places: list[tuple[int, int, Text]] = []
+    for other in better:
+        shortest = min(len(text), len(other))
+        start = next((place for place in range(shortest) if text[place] != other[place]), shortest)
+        same = next((back for back in range(shortest - start) if text[-1 - back] != other[-1 - back]), shortest - start)
+        stop = len(text) - same
+        if all(stop + APART <= low or high + APART <= start for low, high, _ in places):
+            places.append((start, stop, other[start : len(other) - same]))
+    combined = []
+    while len(places) > 1:
+        changed = text
+        for start, stop, instead in sorted(places, key=lambda place: place[:2], reverse=True):
+            changed = changed[:start] + instead + changed[stop:]
+        combined.append(changed)
+        places = places[: len(places) // 2]
+    return combined
 
 
 def edits(search: Search, text: Text, each: int) -> list[Text]:

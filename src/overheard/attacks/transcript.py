@@ -39,6 +39,7 @@ from overheard.attacks.text_search import (
     Text,
     edits,
     improve,
+    kicked,
     likely_symbols,
     occupancies,
     start_texts,
@@ -206,7 +207,13 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
 
     tried: list[TextEvidence] = []
     for start in start_texts(search, config, settled):
-        tried.append(_judged(search, config, improve(search, config, start, settled)))
+        text = improve(search, config, start, settled)
+        while text == search.best() and not settled(text):
+            better = kicked(search, config, text, settled)
+            if better is None:
+                break
+            text = better
+        tried.append(_judged(search, config, text))
         if tried[-1].exact or len(search.scores) >= config.evaluations:
             break
     return min(tried, key=lambda each: each.residual)
