@@ -85,10 +85,22 @@ def best_factor(left: Callable[[float], float], signs: tuple[int, ...] = (1,), a
 
 def factor_of_layer_behind(layer: NoisyLayer, windowed: WindowedLayer, features: Features) -> float:
     """By what all features are to be multiplied; exactly 1 where they explain the layer behind as they are."""
+    if layer.mask is None and _share_outside(layer, windowed, features) < NEARBY**2 / 100:
+        return 1.0
     left = unexplained(layer, windowed, features)
     if left(1.0) < min(left(1 - NEARBY), left(1 + NEARBY)):
         return 1.0
     return best_factor(left)
+
+
+def _share_outside(layer: NoisyLayer, windowed: WindowedLayer, features: Features) -> float:
+    """Share of the update of the layer behind that its inputs do not span; 1 where they depend on each other."""
+    inputs, _ = layer.inputs(torch.cat([windowed.windows(each.double()) for each in features]))
+    factor, failed = torch.linalg.cholesky_ex(inputs @ inputs.T)
+    if int(failed):
+        return 1.0
+    inside = torch.linalg.solve_triangular(factor, inputs @ layer.matrix.T, upper=False)
+    return 1.0 - float(inside.square().sum()) / float(layer.matrix.square().sum())
 
 
 def factor_of_front_end(config: FrontEndConfig, features: Features) -> float | None:

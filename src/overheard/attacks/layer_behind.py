@@ -9,7 +9,6 @@ from torch import Tensor
 from overheard.attacks.layer_fits import NoisyLayer
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import Activation, find_pointwise_layer
-from overheard.attacks.rank import layer_matrix
 from overheard.attacks.windows import WindowedLayer
 
 MIXES = 64
@@ -49,10 +48,12 @@ def find_layer_behind(observation: Observation, windowed: WindowedLayer) -> Laye
 
 def mixed_rows(observation: Observation, behind: LayerBehind, generator: torch.Generator) -> NoisyLayer | None:
     """A few random sums of the rows of its weight's update, bias left out; None where the update does not hold it."""
-    matrix = layer_matrix(observation.update, behind.name, observation.model.get_submodule(behind.name))
-    if matrix is None or matrix.shape[1] - len(behind.weight) not in (0, 1):
+    name = f"{behind.name}.weight"
+    if name not in observation.update.tensors:
         return None
-    matrix = matrix.cpu()[:, : len(behind.weight)]
+    matrix = observation.update.gradient_without_decay(name, observation.model.get_parameter(name)).flatten(1).cpu()
+    if matrix.shape[1] != len(behind.weight):
+        return None
     draw = torch.randn(MIXES, len(matrix), generator=generator, dtype=matrix.dtype)
     scales = torch.ones(len(behind.weight), dtype=matrix.dtype)
     return NoisyLayer(draw @ matrix, MIXES, False, scales, behind.weight, behind.bias, behind.activation)
