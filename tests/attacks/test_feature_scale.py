@@ -29,10 +29,13 @@ def run(observation: Observation) -> Reconstruction:
     return span.attack(observation, span.SpanConfig(), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["gradient", "delta"])
+@pytest.mark.parametrize(
+    "settings",
+    [ClientSettings(), ClientSettings("delta", "eval", 1, 0.1), ClientSettings("delta", "train", 1, 0.1)],
+    ids=["gradient", "delta", "training mode without dropout"],
+)
 @pytest.mark.parametrize("norm", [1e-3, 1.0])
-def test_the_layer_behind_tells_the_size(kind: str, norm: float) -> None:
-    settings = ClientSettings() if kind == "gradient" else ClientSettings("delta", "eval", 1, 0.1)
+def test_the_layer_behind_tells_the_size(settings: ClientSettings, norm: float) -> None:
     batch = batch_of(40)
     found = run(clipped(observe(small_deepspeech1(hidden_size=256), batch, settings), norm))
     assert found.unique, found.reason

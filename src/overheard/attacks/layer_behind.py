@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from overheard.attacks.layer_fits import NoisyLayer
 from overheard.attacks.observation import Observation
+from overheard.attacks.output_layer import in_mode
 from overheard.attacks.pointwise import Activation, find_pointwise_layer
-from overheard.attacks.windows import WindowedLayer
+from overheard.attacks.windows import PROBE_FRAMES, WindowedLayer
+from overheard.federation.update import Mode
 
 MIXES = 64
 """Random sums of its units' rows that tell whether inputs span them."""
@@ -35,10 +37,8 @@ class LayerBehind:
 def find_layer_behind(observation: Observation, windowed: WindowedLayer) -> LayerBehind | None:
     """None where dropout hides units, or local steps changed what the layer was shown, or there is no such layer."""
     protocol = observation.update.protocol
-    if protocol.mode != "eval" or protocol.local_steps > 1:
-        return None
-    layer = find_pointwise_layer(observation.model, windowed)
-    if layer is None:
+    layer = None if protocol.local_steps > 1 else find_pointwise_layer(observation.model, windowed)
+    if layer is None or (protocol.mode == "train" and not _shown_alike(observation.model, layer.name, windowed)):
         return None
     module = observation.model.get_submodule(windowed.name)
     weight = module.get_parameter("weight").detach().double().flatten(1)[:, windowed.order].cpu()
@@ -57,3 +57,20 @@ def mixed_rows(observation: Observation, behind: LayerBehind, generator: torch.G
     draw = torch.randn(MIXES, len(matrix), generator=generator, dtype=matrix.dtype)
     scales = torch.ones(len(behind.weight), dtype=matrix.dtype)
     return NoisyLayer(draw @ matrix, MIXES, False, scales, behind.weight, behind.bias, behind.activation)
+
+
+def _shown_alike(model: nn.Module, name: str, windowed: WindowedLayer) -> bool:
+    """Whether training mode shows a layer what evaluation mode does, found by looking: without dropout ahead of it."""
+    seen: list[Tensor] = []
+    parameter = next(model.parameters())
+    frames = 2 * windowed.window + PROBE_FRAMES[0]
+    probe = torch.rand(frames, 1, windowed.num_features, generator=torch.Generator().manual_seed(0))
+    hook = model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    modes: tuple[Mode, ...] = ("eval", "train")
+    try:
+        for mode in modes:
+            with in_mode(model, mode), torch.no_grad():
+                model(probe.to(parameter), torch.tensor([frames], device=parameter.device))
+    finally:
+        hook.remove()
+    return len(seen) == 2 and torch.equal(*seen)
