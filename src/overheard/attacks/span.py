@@ -85,11 +85,8 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
     alive = matrix[(matrix != 0).any(dim=1)]
     basis, values = row_space(torch.cat([alive[:, layer.order], alive[:, -1:]], dim=1))
     found = rank_of_spectrum(values, precision_of(update, layer.name))
-    diagnostics = {
-        "layer": layer.name,
-        "window": layer.window,
-        "stride": layer.stride,
-        "capacity": layer.capacity,
+    diagnostics: dict[str, object] = {
+        **_layout(layer),
         "rank": found.rank,
         "rank_margin": found.margin,
         "spectrum": [float(value) for value in values / values[:1]],
@@ -181,11 +178,8 @@ def _from_entries(
     if found.fits and determined:
         restored = restore_repeats(observation, restored.features, layer.window)
         reason = restored.reason
-    diagnostics = {
-        "layer": layer.name,
-        "window": layer.window,
-        "stride": layer.stride,
-        "capacity": layer.capacity,
+    diagnostics: dict[str, object] = {
+        **_layout(layer),
         "rank": found.rank,
         "rank_margin": found.margin,
         "sent": found.sent,
@@ -206,6 +200,11 @@ def _from_entries(
         settings=asdict(config),
         diagnostics=diagnostics,
     )
+
+
+def _layout(layer: WindowedLayer) -> dict[str, str | int]:
+    """The attacked layer, for the diagnostics."""
+    return {"layer": layer.name, "window": layer.window, "stride": layer.stride, "capacity": layer.capacity}
 
 
 def _described(noisy: NoisyRecovery) -> dict[str, object]:
