@@ -19,7 +19,7 @@ span, each utterance has a path of its own, and from there on they stand one beh
 """
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -170,10 +170,15 @@ def _recover(
     progress.done("frames", frames_found=len(frames.coordinates))
     directions = _directions(model, update, count - utterances)
     blurred = min(BLURRED * max(direction.blur for direction in directions), LARGEST_TOLERANCE)
-    tolerance = config.state_tolerance
-    timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, tolerance, utterances, noise)
-    if isinstance(timeline, Stopped) and blurred > tolerance:
-        timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, blurred, utterances, noise)
+    strict = config.state_tolerance
+    # Room for noise costs exactness: it is given only where no path comes about without.
+    exact = (replace(directions[0], blur=0.0), replace(directions[1], blur=0.0))
+    timeline = order_frames(basis, frames.coordinates, exact, config.zero_share, strict, utterances, noise)
+    for tolerance in (strict, max(strict, blurred)):
+        if isinstance(timeline, Stopped):
+            timeline = order_frames(
+                basis, frames.coordinates, directions, config.zero_share, tolerance, utterances, noise
+            )
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason
