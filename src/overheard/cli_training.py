@@ -53,6 +53,7 @@ def train(
     model: str | None = None,
     hold_out: tuple[str, ...] = (),
     leave_one_out: bool = False,
+    adapt: int = 0,
     augment: bool = True,
     devices: int = 1,
     hosts: int = 1,
@@ -79,6 +80,7 @@ def train(
         model: instead of the recipe's: a name, or a file or run whose weights to start from
         hold_out: speakers to learn nothing from; the word error rate is measured on them
         leave_one_out: one run for each speaker, held out of it; prints a table
+        adapt: rounds in which it then learns from what it hears the speakers held out say, without their transcripts
         augment: change speed, tempo, noise and masks as the recipe says
         devices: processes on this host, one GPU each with --device cuda; torchrun's count goes before
         hosts: computers that run this command through torchrun
@@ -87,6 +89,10 @@ def train(
     from overheard.commands import training
     from overheard.training.devices import Devices
 
+    if adapt < 0:
+        raise InputError("adapt", adapt, "give a number of rounds, or 0 for none")
+    if adapt and not (hold_out or leave_one_out):
+        raise InputError("adapt", adapt, "say to whom: add --hold-out SPEAKER, or --leave-one-out")
     order = training.Order(
         recipe=recipe,
         corpus=corpus,
@@ -101,6 +107,7 @@ def train(
         devices=Devices(machine.device, devices, hosts),
         workers=workers,
         threads=machine.threads,
+        adapt=adapt,
     )
     (training.train_each if leave_one_out else training.train)(order)
 

@@ -12,21 +12,25 @@ from torch import nn
 
 from overheard.commands.machine import set_up
 from overheard.errors import InputError
-from overheard.recognition.beam import BeamConfig, beam_decoder
+from overheard.recognition.beam import BeamConfig, BeamDecoder, beam_decoder
 from overheard.recognition.configuration import config_from_json
 from overheard.recognition.models import MODELS, ModelSpec, build_model
 from overheard.recognition.weights import resolve_model
 from overheard.speech.augmentation import AugmentationConfig
 from overheard.speech.corpus import Selection, load_corpus
 from overheard.storage import write_text
+from overheard.training.adaptation import adapt
 from overheard.training.curves import draw_curves
 from overheard.training.data import alphabet_of
 from overheard.training.devices import Devices
-from overheard.training.evaluation import evaluate
+from overheard.training.evaluation import Evaluation, evaluate
 from overheard.training.loop import Run
 from overheard.training.plan import TrainingPlan, carry_out
 from overheard.training.recipes import recipe
 from overheard.training.settings import TrainingSettings, settings_to_json
+
+AS_TRAINED = "as trained"
+ADAPTED = "adapted"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Order:
         workers: processes that prepare batches.
         threads: of torch.
         extra_corpus: further speech to learn from; None for none.
+        adapt: rounds of learning from what was heard of the speakers held out.
     """
 
     recipe: str
@@ -62,6 +67,20 @@ class Order:
     workers: int
     threads: int
     extra_corpus: Path | None = None
+    adapt: int = 0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a model hears speakers that it did not learn from.
+
+    Attributes:
+        greedy: by greedy decoding.
+        limited: WER where only words of the training transcripts can be heard; None without a search.
+    """
+
+    greedy: Evaluation
+    limited: float | None
 
 
 def train(order: Order) -> None:
@@ -83,9 +102,14 @@ def train(order: Order) -> None:
     if run.evaluations:
         last = run.evaluations[-1]
         console.print(f"greedy WER {_percent(last['wer'])}, CER {_percent(last['cer'])} on {last['utterances']}")
-        if order.hold_out:
-            limited = with_lexicon(run, console)
-            console.print(f"WER {_percent(limited)} where only words of the training transcripts can be heard")
+    if order.hold_out:
+        for name, found in held_out(run, order.adapt, console).items():
+            console.print(
+                f"{name}: greedy WER {_percent(found.greedy.wer)}, CER {_percent(found.greedy.cer)}; WER "
+                f"{_percent(found.limited)} where only words of the training transcripts can be heard",
+                highlight=False,
+                soft_wrap=True,
+            )
     console.print(f"next: overheard transcribe {shlex.quote(str(order.out))} AUDIO", highlight=False, soft_wrap=True)
 
 
@@ -96,47 +120,64 @@ def train_each(order: Order) -> None:
         raise InputError(str(order.corpus), f"{len(speakers)} speaker", "leave-one-out needs two or more")
     set_up(order.devices.device, order.threads)
     console = Console()
-    results: dict[str, dict[str, Any]] = {}
-    limited: dict[str, float | None] = {}
+    results: dict[str, dict[str, HeldOut]] = {}
     for speaker in speakers:
         each = replace(order, hold_out=(speaker,), out=order.out / speaker)
         console.print(f"held out: {speaker}", highlight=False)
         run = carry_out(make_plan(each), make_model(each), each.out, console)
         if run.fabric.is_global_zero:
             draw_curves(each.out)
-            limited[speaker] = with_lexicon(run, console)
-        results[speaker] = run.evaluations[-1]
-    if not limited:
+        results[speaker] = held_out(run, order.adapt, console if run.fabric.is_global_zero else Console(quiet=True))
+    if not run.fabric.is_global_zero:
         return
+    stages = {stage: [each[stage] for each in results.values()] for stage in next(iter(results.values()))}
     table = Table(title="Speakers never heard in training", title_justify="left", show_footer=True)
     table.add_column("held-out speaker", footer="mean")
-    table.add_column("utterances", justify="right", footer=str(sum(each["utterances"] for each in results.values())))
-    table.add_column("greedy WER", justify="right", footer=_mean(each["wer"] for each in results.values()))
-    table.add_column("greedy CER", justify="right", footer=_mean(each["cer"] for each in results.values()))
-    table.add_column("WER with lexicon", justify="right", footer=_mean(limited.values()))
-    for speaker, each in results.items():
-        rates = (each["wer"], each["cer"], limited[speaker])
-        table.add_row(speaker, str(each["utterances"]), *map(_percent, rates))
+    utterances = [each.greedy.utterances for each in next(iter(stages.values()))]
+    table.add_column("utterances", justify="right", footer=str(sum(utterances)))
+    for stage, found in stages.items():
+        prefix = "" if stage == AS_TRAINED else f"{stage}: "
+        table.add_column(f"{prefix}greedy WER", justify="right", footer=_mean(each.greedy.wer for each in found))
+        table.add_column(f"{prefix}greedy CER", justify="right", footer=_mean(each.greedy.cer for each in found))
+        table.add_column(f"{prefix}WER with lexicon", justify="right", footer=_mean(each.limited for each in found))
+    for (speaker, by_stage), count in zip(results.items(), utterances, strict=True):
+        rates = [rate for each in by_stage.values() for rate in (each.greedy.wer, each.greedy.cer, each.limited)]
+        table.add_row(speaker, str(count), *map(_percent, rates))
     console.print(table)
 
 
-def with_lexicon(run: Run, console: Console) -> float | None:
-    """WER of a finished run's last weights where only the words of its training transcripts can be heard.
+def held_out(run: Run, rounds: int, console: Console) -> dict[str, HeldOut]:
+    """What a finished run makes of the speakers held out, as trained and after so many rounds of adaptation."""
+    search = lexicon_search(run, console)
+    found = {AS_TRAINED: _measured(run, search)}
+    if rounds:
+        adapt(run, run.corpora.dev, rounds, search, console)
+        found[ADAPTED] = _measured(run, search)
+    return found
+
+
+def lexicon_search(run: Run, console: Console) -> BeamDecoder | None:
+    """A search limited to the words of a run's training transcripts.
 
     The words are left in lexicon.txt of the run's folder, for overheard transcribe --lexicon.
 
     Returns:
-        None where the search cannot be made, which is said: without overheard[lm], or with an alphabet without a space.
+        None where it cannot be made, which is said: without overheard[lm], or with an alphabet without a space.
     """
     words = sorted({word for cut in run.corpora.train for word in (cut.supervisions[0].text or "").split()})
     lexicon = run.folder / "lexicon.txt"
     write_text(lexicon, "".join(f"{word}\n" for word in words))
     try:
-        search = beam_decoder(BeamConfig(lexicon=lexicon), alphabet_of(run.model))
+        return beam_decoder(BeamConfig(lexicon=lexicon), alphabet_of(run.model))
     except InputError as error:
         console.print(f"not decoded with a lexicon: {error}", highlight=False, soft_wrap=True)
         return None
-    return evaluate(run.model, run.corpora.dev, run.settings.batch_seconds, search=search).wer
+
+
+def _measured(run: Run, search: BeamDecoder | None) -> HeldOut:
+    dev, seconds = run.corpora.dev, run.settings.batch_seconds
+    limited = None if search is None else evaluate(run.model, dev, seconds, search=search).wer
+    return HeldOut(evaluate(run.model, dev, seconds), limited)
 
 
 def make_plan(order: Order) -> TrainingPlan:

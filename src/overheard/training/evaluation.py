@@ -85,6 +85,18 @@ def utterance_errors(
     search: BeamDecoder | None = None,
 ) -> Iterator[tuple[str, float, WordErrors]]:
     """Id, CTC loss (nats) and errors of each utterance that can be read; arguments as in `evaluate`."""
+    for name, loss, text, truth in recognised(model, cuts, batch_seconds, fabric, search):
+        yield name, loss, count_errors(text, truth)
+
+
+def recognised(
+    model: nn.Module,
+    cuts: Sequence[MonoCut],
+    batch_seconds: float,
+    fabric: Fabric | None = None,
+    search: BeamDecoder | None = None,
+) -> Iterator[tuple[str, float, str, str]]:
+    """Id, CTC loss (nats), what was heard and the transcript of each utterance; arguments as in `evaluate`."""
     dataset, alphabet = FeatureDataset(model), alphabet_of(model)
     device = next(model.parameters()).device
     batches = in_order(cuts, batch_seconds)
@@ -105,9 +117,8 @@ def utterance_errors(
         for index, hypothesis in enumerate(greedy(logits, lengths, alphabet)):
             found = [hypothesis] if search is None else search(log_probs[: lengths[index], index])
             # A search that runs out of hypotheses has heard nothing.
-            heard_text = found[0].text if found else ""
-            own = count_errors(heard_text, alphabet.decode(batch.utterance_labels(index)))
-            yield heard.utterances[index], float(losses[index]), own
+            text = found[0].text if found else ""
+            yield heard.utterances[index], float(losses[index]), text, alphabet.decode(batch.utterance_labels(index))
     model.train(training)
 
 
