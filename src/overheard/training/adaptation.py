@@ -23,11 +23,11 @@ from overheard.training.loop import Corpora, Run
 from overheard.training.plan import to_go_on_from
 from overheard.training.settings import settings_to_json
 
-EPOCHS = 2
+EPOCHS = 3
 """Of each round."""
 
-LEARNING_RATE = 1 / 3
-"""Of each round, relative to the highest that the recogniser was trained with."""
+LEARNING_RATE = 0.5
+"""Where each round begins, relative to the highest that the recogniser was trained with."""
 
 
 def adapt(
@@ -65,7 +65,7 @@ def adapt(
             return last
         known = random.Random(settings.seed + index).sample(learnt, min(len(labelled), len(learnt)))
         own = replace(
-            settings, epochs=EPOCHS, learning_rate=settings.learning_rate * LEARNING_RATE, schedule="constant",
+            settings, epochs=EPOCHS, learning_rate=settings.learning_rate * LEARNING_RATE, schedule="cosine",
             warmup=0.0, keep=1, seed=settings.seed + index,
         )  # fmt: skip
         texts = "\n".join(f"{cut.id} {cut.supervisions[0].text}" for cut in labelled)
