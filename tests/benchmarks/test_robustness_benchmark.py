@@ -1,5 +1,6 @@
 """The table of what noise, number formats and local training leave of the exact attack."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from builders import small_deepspeech1
 from overheard.benchmarks.robustness import CASES, RobustnessResult, load_results, measure, summarise
 from overheard.errors import InputError
+from overheard.recognition.weights import weights_fingerprint
 from overheard.speech.corpus import Selection
 
 
@@ -36,15 +38,30 @@ def test_a_case_does_to_the_update_what_it_says() -> None:
     assert CASES["sgd-50"][0].local_steps == 50
 
 
+def test_says_whose_loss_fell() -> None:
+    results = [
+        replace(result("sgd-10", "a", 1e-3, True), client_loss=3.0, client_loss_after=2.0),
+        replace(result("sgd-10", "b", 1e-3, True), client_loss=3.0, client_loss_after=9.0),
+        result("none", "a", 1e-3, True),
+    ]
+    assert [row.learnt for row in summarise(results)] == [None, 1]
+
+
 def test_on_real_speech_and_again(librispeech: Path, tmp_path: Path) -> None:
     selection = Selection(max_seconds=2.0, limit=1)
     model = small_deepspeech1(hidden_size=512, context=6)
-    cases = ("none", "fp16", "sgd-1")
+    before = weights_fingerprint(model)
+    cases = ("none", "fp16", "sgd-10")
     found = list(measure(model, librispeech, selection, cases, tmp_path))
     assert [each.case for each in found] == list(cases)
     assert found[0].unique
     assert found[0].mae is not None
     assert found[0].mae < 0.01
+    assert found[0].client_loss is None
+    assert found[2].client_loss is not None
+    assert found[2].client_loss_after is not None
+    assert found[2].client_loss_after < found[2].client_loss
+    assert weights_fingerprint(model) == before
     assert load_results(tmp_path) == found
     assert not list(measure(model, librispeech, selection, cases, tmp_path))
 
