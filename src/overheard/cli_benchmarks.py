@@ -102,7 +102,7 @@ def bench_robustness(
         out: folder for the results
         cases: only these: none, noise-1e-5, noise-1e-4, noise-1e-3, fp16, bf16, 8-bit, quantise-8, clip-layers,
             prune-0.5, prune-0.3, prune-0.1, top-k-0.5, top-k-0.3, top-k-0.1, random-k-0.5, random-k-0.3, random-k-0.1,
-            sgd-1, sgd-1-fp16, sgd-10, sgd-10-fast, sgd-10-momentum-decay, sgd-50, sgd-50-fast, sgd-50-momentum-decay
+            sgd-1, sgd-1-fp16, sgd-10, sgd-10-momentum-decay, sgd-50, sgd-50-momentum-decay
     """
     from overheard.commands import robustness
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from small_speech import noise_features, shared, tiny_deepspeech1
 from torch import Tensor
 
+from overheard.attacks import span
 from overheard.attacks.certificate import Hypothesis, certify, settle
+from overheard.attacks.observation import Observation
 from overheard.federation.client import ClientSettings
 from overheard.federation.update import ClientUpdate
 
@@ -120,6 +122,27 @@ def test_errors_of_a_ten_thousandth_are_refused(client: str) -> None:
         assert found.certified is False, frame
 
 
+def error_of_one_feature(matrix: Tensor, level: float, draws: int) -> Tensor:
+    """(D, T, F) errors of that size, relative, that every frame has the same of, in one of its features."""
+    errors = torch.zeros(draws, *matrix.shape)
+    noise = torch.randn(draws, 1, generator=torch.Generator().manual_seed(1))
+    errors[:, :, 3] = level * matrix.shape[1] ** 0.5 * matrix.square().mean().sqrt() * noise
+    return errors
+
+
+def test_errors_are_granted_as_the_solver_draws_them() -> None:
+    """One feature that is less certain than others, in all frames alike, moves an update more than its size tells."""
+    model, (matrix,) = tiny_deepspeech1(), noise_features([FRAMES])
+    with torch.no_grad():
+        model.get_parameter("input_layers.0.weight").view(128, 5, 26)[:, :, 3] *= 10
+    update = shared(model, [matrix], [TEXT])
+    *some, error = error_of_one_feature(matrix, 1e-5, 5)
+    draws = [torch.stack(some)]
+    assert certify(model, update, [matrix + error], [TEXT], 1e-5, draws).certified is True
+    assert certify(model, update, [matrix + error], [TEXT], 1e-5).certified is False
+    assert certify(model, update, [matrix + 10 * error], [TEXT], 1e-5, draws).certified is False
+
+
 ATTEMPTS = {
     "swap": 60,
     "substitute": 60,
@@ -160,6 +183,22 @@ def _wrong(kind: str, matrix: Tensor, place: int, other: int) -> tuple[Tensor, s
             [matrix[: SILENCE.stop], matrix[SILENCE.start][None].expand(1 + place % 3, -1), matrix[SILENCE.stop :]]
         )
     return changed, TEXT
+
+
+@pytest.mark.parametrize("client", ["gradient", "delta"])
+def test_a_solvers_own_errors_excuse_nothing_else(client: str) -> None:
+    """With the draws that came with its features, those are certified, and wrong ones are not."""
+    model, (matrix,) = tiny_deepspeech1(96), noise_features([FRAMES])
+    update = shared(model, [matrix], [TEXT], CLIENTS[client])
+    found = span.attack(Observation(model, update), span.SpanConfig(), generator=torch.Generator())
+    (features,), (errors,) = found.features, found.errors
+    (likely,) = found.diagnostics["likely_errors"]
+    assert errors.square().mean().sqrt() == pytest.approx(likely * float(features.square().mean().sqrt()))
+    assert certify(model, update, [features], [TEXT], likely, [errors]).certified is True
+    wrong = [features + 1e-4 * features.norm() * error / error.norm() for error in errors[:2]]
+    wrong += [_wrong("shift a frame", features.float(), place, place)[0] for place in (0, 9, 18)]
+    for candidate in wrong:
+        assert certify(model, update, [candidate], [TEXT], likely, [errors]).certified is False
 
 
 @pytest.mark.parametrize("kind", ATTEMPTS)

@@ -10,12 +10,14 @@ as in `transcript`, with a floor from rounding and a gap to the nearest other te
 that follow when the observed rounding of CTC is put into the output's gradient and run backwards through the model?
 A Wiener filter takes as much of it from the update as is known better than the size that float32 gives it.
 
-How much the second difference may be is found by running too. A second run has the features moved by their stated
-precision, the output's gradient by what is unknown of it, and every rectifier switched whose side that precision leaves
-open (`switched_kinks`); its update is cast to the number format in which the observed one came. Each tensor's **floor**
-is four times the distance between the two runs in that tensor, and what float32 sums and a few numbers that round the
-other way add. Tensors are judged one by one: those behind the last rectifier agree to a few parts in ten million, and
-are not excused by those before it, where a single unit that switches makes a thousand times as much.
+How much the second difference may be is found by running too. A second run has the features moved as their solver
+expects them to err (`moved_features`), the output's gradient by what is unknown of it, and every rectifier switched
+whose side that leaves open (`switched_kinks`); its update is cast to the number format in which the observed one came.
+Each tensor's **floor** is four times the distance between the two runs in that tensor, and what float32 sums and a few
+numbers that round the other way add. One move may by chance miss the direction in which the features are weakest: where
+it does not explain the update, the solver's other draws are run too, and the distance is the root mean square over all.
+Tensors are judged one by one: those behind the last rectifier agree to a few parts in ten million, and are not excused
+by those before it, where a single unit that switches makes a thousand times as much.
 
 After several local steps CTC's rounding cannot be told apart. The update is then compared as it stands, with a floor
 not below the spacing of float32 numbers of the loss's size, relative to one, and the text's gap found by running the
@@ -25,13 +27,16 @@ An update is blind to some changes of its features. What a certificate proves is
 candidate from the truth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from overheard.attacks.moved_features import moved_features
+from overheard.attacks.nearest_texts import nearest_texts
 from overheard.attacks.output_layer import (
     FLOAT32,
     OutputRun,
@@ -57,8 +62,6 @@ from overheard.federation.client import recognition_loss
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import minimum_frames
-
-EDITS_AT_ONCE = 64
 
 SPREADS = 4.0
 """How many times the distance between two runs of one candidate the observed update may be from them."""
@@ -126,6 +129,7 @@ def certify(
     features: Sequence[Float[Tensor, "_ F"]],
     transcripts: Sequence[str | None],
     precision: float = FLOAT32,
+    errors: Sequence[Float[Tensor, "D _ F"]] = (),
     seed: int = 0,
     traced: TracedRun | None = None,
 ) -> Certificate:
@@ -137,6 +141,7 @@ def certify(
         features: (T_i, F) of each of its N utterances.
         transcripts: of each.
         precision: error of the features that is granted, relative to their root mean square; at least that of float32.
+        errors: (D, T_i, F) draws of each utterance's error, in the place of one of that size that is alike nowhere.
         seed: of the features' moves.
         traced: a run of these features, where there is one already.
 
@@ -155,7 +160,7 @@ def certify(
         return Certificate(None, reason="the client drew random dropout masks, which nobody can draw again")
     if any(minimum_frames(text) > len(logits) for text, logits in zip(texts, traced.run.logits, strict=True)):
         return Certificate(False, reason="a transcript needs more frames than its features give")
-    candidate = _Candidate(model, update, tuple(features), tuple(texts), traced, max(precision, FLOAT32))
+    candidate = _Candidate(model, update, tuple(features), tuple(texts), traced, max(precision, FLOAT32), tuple(errors))
     moves = torch.Generator().manual_seed(seed)
     if update.protocol.local_steps == 1:
         return _through_output(candidate, gradient, moves)
@@ -170,18 +175,23 @@ class _Candidate:
     texts: tuple[Text, ...]
     traced: TracedRun
     precision: float
+    errors: tuple[Tensor, ...]
 
     @property
     def run(self) -> OutputRun:
         """The output layer's."""
         return self.traced.run
 
+    def moved(self, moves: torch.Generator) -> Iterator[list[Tensor]]:
+        """Its features as they may be wrong; see `moved_features`."""
+        return moved_features(self.features, self.precision, self.errors, moves)
+
 
 def _through_output(candidate: _Candidate, gradient: Float[Tensor, "V C"], moves: torch.Generator) -> Certificate:
     """One step: texts by their occupancies, features by what runs backwards from the output."""
     run, model, update = candidate.run, candidate.model, candidate.update
-    again = trace(model, _moved(candidate, moves), update.protocol.mode, switched=candidate.traced.kinks)
-    assert again is not None  # the first run had this layer
+    moved = candidate.moved(moves)
+    again = _traced_again(candidate, next(moved))
     precision, largest = _precision(candidate), _largest_error(candidate, again.run)
     judged = judge_texts(run, gradient, precision, candidate.texts, largest)
     worst = max(judged, key=lambda each: each.residual / each.gap)
@@ -195,14 +205,24 @@ def _through_output(candidate: _Candidate, gradient: Float[Tensor, "V C"], moves
     sizes = [min(each.residual, each.rounding) for each in judged]
     known, _ = _rounding_of_ctc(run, gradient, candidate.texts, sizes, precision, largest)
     expected = backwards(model, update, candidate.traced, known)
-    drawn = [
-        own + spread @ torch.randn(own.shape, generator=moves, dtype=own.dtype).to(own)
-        for own, spread in zip(
-            *_rounding_of_ctc(again.run, gradient, candidate.texts, sizes, precision, largest), strict=True
-        )
-    ]
-    found = _compared(candidate, expected, backwards(model, update, again, drawn))
+
+    def runs() -> Iterator[dict[str, Tensor]]:
+        for each in chain([again], (_traced_again(candidate, features) for features in moved)):
+            unsure = _rounding_of_ctc(each.run, gradient, candidate.texts, sizes, precision, largest)
+            drawn = [
+                own + spread @ torch.randn(own.shape, generator=moves, dtype=own.dtype).to(own)
+                for own, spread in zip(*unsure, strict=True)
+            ]
+            yield backwards(model, update, each, drawn)
+
+    found = _compared(candidate, expected, runs())
     return replace(found, text_residual=worst.residual, text_floor=worst.floor, text_gap=worst.gap)
+
+
+def _traced_again(candidate: _Candidate, features: Sequence[Tensor]) -> TracedRun:
+    again = trace(candidate.model, features, candidate.update.protocol.mode, switched=candidate.traced.kinks)
+    assert again is not None  # the first run had this layer
+    return again
 
 
 def _largest_error(candidate: _Candidate, moved: OutputRun) -> float:
@@ -250,9 +270,13 @@ def _as_it_stands(candidate: _Candidate, moves: torch.Generator) -> Certificate:
     model, update, texts = candidate.model, candidate.update, candidate.texts
     with watched_kinks() as kinks:
         expected = simulate(model, update, candidate.features, texts)
-    with switched_kinks(kinks):
-        moved = simulate(model, update, _moved(candidate, moves), texts)
-    found = _compared(candidate, expected, moved, FLOAT32 * _largest_loss(candidate))
+
+    def runs() -> Iterator[dict[str, Tensor]]:
+        for features in candidate.moved(moves):
+            with switched_kinks(kinks):
+                yield simulate(model, update, features, texts)
+
+    found = _compared(candidate, expected, runs(), FLOAT32 * _largest_loss(candidate))
     gap = _gap(candidate, expected)
     found = replace(found, text_residual=found.relative_difference, text_floor=found.floor, text_gap=gap)
     if found.certified and found.floor is not None and found.floor > gap / 2:
@@ -262,30 +286,33 @@ def _as_it_stands(candidate: _Candidate, moves: torch.Generator) -> Certificate:
 
 
 def _compared(
-    candidate: _Candidate, expected: dict[str, Tensor], moved: dict[str, Tensor], least: float = 0.0
+    candidate: _Candidate, expected: dict[str, Tensor], moved: Iterator[dict[str, Tensor]], least: float = 0.0
 ) -> Certificate:
-    """Two runs of a candidate against what was observed, tensor by tensor."""
-    observed = candidate.update.tensors
-    frames = sum(len(logits) for logits in candidate.run.logits)
-    differences, floors, sizes = {}, {}, {}
-    for name, tensor in observed.items():
-        sizes[name] = size(tensor)
-        scale = sizes[name] or 1.0
-        differences[name] = distance(expected[name], tensor) / scale
-        spread = distance(expected[name], moved[name]) / scale
-        spacing = relative_rounding(candidate.model, candidate.update, name) if sizes[name] else 0.0
-        sums = FLOAT32 * frames**0.5 + ROUNDED_OTHERWISE * spacing / tensor.numel() ** 0.5
-        floors[name] = max(SPREADS * spread + sums, least)
+    """Runs of a candidate against what was observed, tensor by tensor, until so many of those moved explain it."""
+    update = candidate.update
+    observed = update.tensors
+    sizes = {name: size(tensor) for name, tensor in observed.items()}
+    differences = {name: distance(expected[name], tensor) / (sizes[name] or 1.0) for name, tensor in observed.items()}
+    spacings = {name: relative_rounding(candidate.model, update, name) if sizes[name] else 0.0 for name in observed}
+    sums = FLOAT32 * sum(len(logits) for logits in candidate.run.logits) ** 0.5
+    rounding = {name: sums + ROUNDED_OTHERWISE * spacings[name] / observed[name].numel() ** 0.5 for name in observed}
+    squares = dict.fromkeys(observed, 0.0)
+    floors: dict[str, float] = {}
+    reason = None
+    for count, run in enumerate(moved, start=1):
+        for name in observed:
+            squares[name] += (distance(expected[name], run[name]) / (sizes[name] or 1.0)) ** 2
+            floors[name] = max(SPREADS * (squares[name] / count) ** 0.5 + rounding[name], least)
+        most = max(observed, key=lambda name: differences[name] / floors[name])
+        reason = None
+        if differences[most] <= floors[most]:
+            break
+        reason = f"re-simulated update differs by {differences[most]:.1e} in {most}, {floors[most]:.1e} is explained"
     total = sum(each**2 for each in sizes.values()) ** 0.5 or 1.0
 
     def over_all(values: dict[str, float]) -> float:
         return sum((values[name] * (sizes[name] or 1.0)) ** 2 for name in values) ** 0.5 / total
 
-    ratios = {name: differences[name] / floors[name] for name in observed}
-    most = max(ratios, key=lambda name: ratios[name])
-    reason = None
-    if ratios[most] > 1:
-        reason = f"re-simulated update differs by {differences[most]:.1e} in {most}, {floors[most]:.1e} is explained"
     return Certificate(
         reason is None,
         over_all(differences),
@@ -345,15 +372,6 @@ def _fits(model: nn.Module, hypothesis: Hypothesis, texts: Sequence[Text]) -> bo
     return all(minimum_frames(text) <= length for text, length in zip(texts, lengths, strict=True))
 
 
-def _moved(candidate: _Candidate, generator: torch.Generator) -> list[Tensor]:
-    moved = []
-    for matrix in candidate.features:
-        exact = matrix.detach().double().cpu()
-        noise = torch.randn(exact.shape, generator=generator, dtype=exact.dtype)
-        moved.append(exact + noise * (candidate.precision * float(exact.square().mean().sqrt())))
-    return moved
-
-
 @torch.no_grad()
 def _largest_loss(candidate: _Candidate) -> float:
     """Negative log-likelihood of the batch's utterances together, nats: an upper bound on that of each."""
@@ -364,31 +382,7 @@ def _largest_loss(candidate: _Candidate) -> float:
 
 def _gap(candidate: _Candidate, expected: dict[str, Tensor]) -> float:
     """Relative change of the update by the single edit that the output layer sees least."""
-    run, texts = candidate.run, candidate.texts
-    nearest: tuple[float, int, Text] | None = None
-    for index, (logits, inputs, text) in enumerate(zip(run.logits, run.inputs, texts, strict=True)):
-        log_probs = logits.log_softmax(dim=-1)
-        others = [other for other in _single_edits(text, logits.shape[1]) if minimum_frames(other) <= len(logits)]
-        for start in range(0, len(others), EDITS_AT_ONCE):
-            some = others[start : start + EDITS_AT_ONCE]
-            found = occupancies(log_probs, [text, *some])
-            change = torch.einsum("tnv,tc->nvc", found[:, 1:] - found[:, :1], inputs).flatten(1).norm(dim=1)
-            least = int(change.argmin())
-            if nearest is None or float(change[least]) < nearest[0]:
-                nearest = float(change[least]), index, some[least]
-    if nearest is None:
+    others = nearest_texts(candidate.run, candidate.texts)
+    if others is None:
         return float("inf")
-    _, index, other = nearest
-    changed = [other if at == index else text for at, text in enumerate(texts)]
-    return relative_distance(simulate(candidate.model, candidate.update, candidate.features, changed), expected)
-
-
-def _single_edits(text: Text, num_symbols: int) -> list[Text]:
-    """Neighbours exchanged, a label taken out, doubled, or replaced by the next symbol: one of each at every place."""
-    found = [(*text, 1)]
-    for place, label in enumerate(text):
-        before, after = text[:place], text[place + 1 :]
-        found += [(*before, *after), (*before, label, *text[place:]), (*before, label % (num_symbols - 1) + 1, *after)]
-        if after:
-            found.append((*before, after[0], label, *after[1:]))
-    return [other for other in dict.fromkeys(found) if other != text]
+    return relative_distance(simulate(candidate.model, candidate.update, candidate.features, others), expected)

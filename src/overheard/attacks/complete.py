@@ -105,7 +105,8 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
     if not certificate:
         return replace(reconstruction, transcripts=transcripts, diagnostics=diagnostics)
     precision = max(diagnostics.get("likely_errors") or [FLOAT32])
-    proof = certify(model, update, reconstruction.features, transcripts, precision, traced=traced)
+    errors = reconstruction.errors
+    proof = certify(model, update, reconstruction.features, transcripts, precision, errors, traced=traced)
     diagnostics["certificate"] = _described(proof)
     return replace(reconstruction, transcripts=transcripts, certified=proof.certified, diagnostics=diagnostics)
 

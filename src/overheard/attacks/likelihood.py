@@ -33,6 +33,8 @@ CLOSE_ENOUGH = 3e-2
 """Relative accuracy of conjugate gradients, in the preconditioner's norm; Gauss-Newton makes up for the rest."""
 STANDS_STILL = 1e-3
 """Fall of the logarithm of the likelihood, per unknown, at which features change by less than their own error."""
+DRAWS = 2
+"""Of the error that the noise causes."""
 PROBE_ITERATIONS = 400
 PROBED = 0.1
 """Relative accuracy in which the normal equations of entries are solved for their error."""
@@ -46,6 +48,7 @@ class LikelyFeatures:
         features: (T_i, F) of each utterance.
         deviations: of each layer's noise, in the unit of its update, from what the features leave unexplained.
         predicted_error: root mean square error that the noise causes, relative to the features' root mean square.
+        errors: (D, T_i, F) draws of that error for each utterance; none where it is found otherwise.
         steps: of Gauss-Newton.
         iterations: of conjugate gradients, in all.
         settled: whether the last step changed nothing any more.
@@ -54,6 +57,7 @@ class LikelyFeatures:
     features: tuple[Float[Tensor, "_ F"], ...]
     deviations: tuple[float, ...]
     predicted_error: float
+    errors: tuple[Float[Tensor, "D _ F"], ...]
     steps: int
     iterations: int
     settled: bool
@@ -95,10 +99,12 @@ def most_likely_features(
         features, state = features + scale * change, after
         solve = _solver(state, cut)
         settled = fall < STANDS_STILL * features.numel()
+    error, errors = _predicted_error(features, state, cut, solve, generator)
     return LikelyFeatures(
         features=torch.split(features, list(cut.lengths)),
         deviations=tuple(each.variance**0.5 for each in state),
-        predicted_error=_predicted_error(features, state, cut, solve, generator),
+        predicted_error=error,
+        errors=tuple(torch.split(errors, list(cut.lengths), dim=1)) if len(errors) else (),
         steps=steps,
         iterations=iterations,
         settled=settled,
@@ -203,17 +209,16 @@ def _factor(block: Float[Tensor, "C C"], windowed: WindowedLayer, num_frames: in
 
 def _predicted_error(
     features: Float[Tensor, "T F"], state: list[Fit], cut: _Cut, solve: Solve, generator: torch.Generator
-) -> float:
-    """Root mean square error that the noise found causes, relative to the features'; infinite where it has no bound."""
+) -> tuple[float, Float[Tensor, "D T F"]]:
+    """Root mean square error that the noise found causes, relative to the features', infinite where it has no bound;
+    and draws of it, none where entries are missing."""
     size = max(float(features.square().mean()), torch.finfo(torch.float64).tiny)
     whole = [each for each in state if isinstance(each, WholeFit)]
     if len(whole) < len(state):
-        return (_mean_variance(features, state, cut, generator) / size) ** 0.5
-    squares = []
-    for _ in range(2):
-        pull = torch.stack([each.drawn(generator) for each in whole]).sum(dim=0)
-        squares.append(float(solve(cut.gather(pull))[0].square().mean()))
-    return (sum(squares) / len(squares) / size) ** 0.5
+        return (_mean_variance(features, state, cut, generator) / size) ** 0.5, features.new_zeros(0, *features.shape)
+    pulls = [torch.stack([each.drawn(generator) for each in whole]).sum(dim=0) for _ in range(DRAWS)]
+    errors = torch.stack([solve(cut.gather(pull))[0] for pull in pulls])
+    return (float(errors.square().mean()) / size) ** 0.5, errors
 
 
 def _mean_variance(features: Float[Tensor, "T F"], state: list[Fit], cut: _Cut, generator: torch.Generator) -> float:

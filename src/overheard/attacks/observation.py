@@ -1,5 +1,6 @@
 """What an attack is given and what it gives back. Nothing true about the client passes here but the update."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ class Observation:
         }
 
 
+TENSORS = {"features", "errors"}
+"""What of a reconstruction is no JSON value."""
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """What an attack brought back.
@@ -75,6 +80,8 @@ class Reconstruction:
         given: what the attacker was given beside the tensors: the protocol's values, and the prior's names.
         settings: the attack's configuration.
         diagnostics: what the attack measured on its way; JSON values.
+        errors: (D, T_i, F) draws of each utterance's error as the solver expects it, alike in neighbouring frames where
+            its equations make it so; empty where it has none. For the certificate; no file keeps them.
         seconds: wall time of the attack on the features.
         seconds_words: wall time of transcript and certificate behind it; None where neither was tried.
         peak_mb: memory above that at the start, in MB; None where the system does not tell.
@@ -89,6 +96,7 @@ class Reconstruction:
     given: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    errors: tuple[Float[Tensor, "D _ F"], ...] = ()
     seconds: float = 0.0
     seconds_words: float | None = None
     peak_mb: float | None = None
@@ -96,8 +104,16 @@ class Reconstruction:
     def save(self, path: Path) -> None:
         """Write features as tensors, all else as JSON."""
         tensors = {f"features.{index}": matrix for index, matrix in enumerate(self.features)}
-        plain = {name: value for name, value in vars(self).items() if name != "features"}
+        plain = {name: value for name, value in vars(self).items() if name not in TENSORS}
         write_tensors(path, tensors, {"reconstruction": plain})
+
+
+def errors_of(
+    features: Sequence[Float[Tensor, "_ F"]], drawn: Sequence[Float[Tensor, "D _ F"]]
+) -> tuple[Float[Tensor, "D _ F"], ...]:
+    """Draws of all utterances' errors; none where some were restored to another length than they were drawn for."""
+    same = all(len(matrix) == errors.shape[1] for matrix, errors in zip(features, drawn, strict=True))
+    return tuple(drawn) if same else ()
 
 
 def load_reconstruction(path: Path) -> Reconstruction:
@@ -108,7 +124,7 @@ def load_reconstruction(path: Path) -> Reconstruction:
     """
     tensors, metadata = read_tensors(path, "reconstruction")
     plain = metadata.get("reconstruction")
-    wanted = set(Reconstruction.__dataclass_fields__) - {"features"}
+    wanted = set(Reconstruction.__dataclass_fields__) - TENSORS
     if not isinstance(plain, dict) or set(plain) != wanted:
         raise InputError(str(path), "safetensors that hold no reconstruction", "name a file of overheard attack")
     names = [f"features.{index}" for index in range(len(tensors))]

@@ -20,7 +20,7 @@ from overheard.attacks.activated_span import ActivatedSpan, activated_span
 from overheard.attacks.edges import Edge, edges_of, known_firsts
 from overheard.attacks.first_windows import about_mean, first_guesses, first_window, mean_frame
 from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, same_frames, windows_of
-from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.observation import Observation, Reconstruction, errors_of
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.repeated_frames import Restored, restore_repeats
 from overheard.attacks.window_refinement import Refinement, mean_hessian, refine
@@ -131,6 +131,7 @@ def _decode(
         reason=_reason(decoded, size, unique) or restored.reason,
         settings=asdict(config),
         diagnostics=diagnostics,
+        errors=errors_of(restored.features, [each.errors for each in found]),
     )
 
 
@@ -146,6 +147,11 @@ class _Utterance:
     def features(self) -> Float[Tensor, "T F"]:
         before = self.edge.layer.before
         return self.edge.turned(self.refined.rows[before : before + len(self.decoded.features)])
+
+    @property
+    def errors(self) -> Float[Tensor, "D T F"]:
+        """Draws of the error of `features`."""
+        return torch.stack([self.edge.turned(each) for each in self.refined.errors])
 
 
 def _find_utterances(

@@ -22,7 +22,7 @@ from overheard.attacks.feature_scale import NEARBY, clipped_by_layer, factor_of_
 from overheard.attacks.layer_behind import find_layer_behind, mixed_rows
 from overheard.attacks.length_scan import length_scan
 from overheard.attacks.noisy_span import NoisyRecovery, recover_from_noise
-from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.observation import Observation, Reconstruction, errors_of
 from overheard.attacks.partial_update import recover_from_entries
 from overheard.attacks.rank import layer_matrix, precision_of, rank_of_spectrum
 from overheard.attacks.repeated_frames import Restored, restore_repeats
@@ -101,7 +101,10 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         noisy = recover_from_noise(observation, layer, generator, lengths)
     if noisy is not None and (noisy.fits or found.margin < CLEAR_MARGIN):
         error = noisy.likely.predicted_error
-        solutions = [SpanSolution(features, noisy.excess, error, error) for features in noisy.likely.features]
+        solutions = [
+            SpanSolution(features, noisy.excess, error, error, errors)
+            for features, errors in zip(noisy.likely.features, noisy.likely.errors, strict=True)
+        ]
         diagnostics |= _described(noisy)
     elif failure is not None:
         return Reconstruction("span", reason=failure, settings=settings, diagnostics=diagnostics)
@@ -144,6 +147,7 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         reason=reason,
         settings=settings,
         diagnostics=diagnostics,
+        errors=errors_of(restored.features, [factor * each.errors for each in solutions]),
     )
 
 

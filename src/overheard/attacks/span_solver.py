@@ -22,12 +22,14 @@ class SpanSolution:
         predicted_error: root mean square error that this residual can cause along the worst-determined direction,
             relative to the root mean square of the features.
         likely_error: the same, expected over all directions.
+        errors: (D, T, F) draws of that error, alike in neighbouring frames as the equations make it.
     """
 
     features: Float[Tensor, "T F"]
     residual: float
     predicted_error: float
     likely_error: float
+    errors: Float[Tensor, "D T F"]
 
 
 def row_space(matrix: Float[Tensor, "R C"]) -> tuple[Float[Tensor, "K C"], Float[Tensor, " K"]]:
@@ -93,8 +95,10 @@ class SpanSolver:
         noise = float(outside.square().sum() / max(1, equations - features.numel()))
         worst = (noise / smallest_eigenvalue(factor, len(right))) ** 0.5
         scale = max(float(features.square().mean().sqrt()), torch.finfo(torch.float64).tiny)
-        likely = noise**0.5 * mean_deviation(factor, len(right))
-        return SpanSolution(features, residual / float(windows.square().mean().sqrt()), worst / scale, likely / scale)
+        errors = noise**0.5 * error_draws(factor, num_frames, layer.num_features)
+        likely = float(errors.square().mean().sqrt())
+        relative = residual / float(windows.square().mean().sqrt())
+        return SpanSolution(features, relative, worst / scale, likely / scale, errors)
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,16 @@ class _Factored:
     right: np.ndarray
 
 
-def mean_deviation(factor: tuple[np.ndarray, bool], size: int, draws: int = 4) -> float:
-    """Root mean square over unknowns of the errors that residuals of unit variance cause: L^-T z has their covariance,
-    the inverse of L L'."""
+def error_draws(
+    factor: tuple[np.ndarray, bool], num_frames: int, num_features: int, draws: int = 4
+) -> Float[Tensor, "D T F"]:
+    """Errors that residuals of unit variance cause: L^-T z has their covariance, the inverse of L L'."""
     (solve_banded_triangle,) = get_lapack_funcs(("tbtrs",), (factor[0],))
-    draw = np.random.default_rng(0).standard_normal((size, draws))
+    draw = np.random.default_rng(0).standard_normal((num_frames * num_features, draws))
     errors, info = solve_banded_triangle(factor[0], draw, uplo="L", trans="T")
     if info != 0:
         raise LinAlgError(f"banded triangle not solved: {info}")
-    return float(np.sqrt(np.mean(errors**2)))
+    return torch.from_numpy(errors.T.copy()).view(draws, num_frames, num_features)
 
 
 def smallest_eigenvalue(factor: tuple[np.ndarray, bool], size: int, steps: int = 4) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
 from overheard.attacks.span_equations import normal_equations
-from overheard.attacks.span_solver import mean_deviation, smallest_eigenvalue
+from overheard.attacks.span_solver import error_draws, smallest_eigenvalue
 from overheard.attacks.windows import WindowedLayer
 
 MOST_ITERATIONS = 60
@@ -34,6 +34,7 @@ class Refinement:
         predicted_error: root mean square error of the free frames that this residual can cause along the
             worst-determined direction, relative to their root mean square.
         likely_error: the same, expected over all directions, by the preconditioner.
+        errors: (D, T, F) draws of the free frames' error, by the preconditioner too.
         iterations: of conjugate gradients, in all.
     """
 
@@ -42,6 +43,7 @@ class Refinement:
     expected: float
     predicted_error: float
     likely_error: float
+    errors: Float[Tensor, "D T F"]
     iterations: int
 
 
@@ -100,12 +102,12 @@ def refine(
     equations = len(state.rest) * span.num_equations - (last - first) * layer.num_features
     noise = state.square / max(1, equations)
     error = (noise / (ritz * preconditioner.smallest)) ** 0.5
-    likely = noise**0.5 * preconditioner.mean_deviation
+    errors = noise**0.5 * preconditioner.errors
+    likely = float(errors.square().mean().sqrt())
     size = max(float(rows[first:last].square().mean().sqrt()), 1e-300)
     scale = state.size**0.5
-    return Refinement(
-        rows, state.square**0.5 / scale, state.expected**0.5 / scale, error / size, likely / size, iterations
-    )
+    residual, expected = state.square**0.5 / scale, state.expected**0.5 / scale
+    return Refinement(rows, residual, expected, error / size, likely / size, errors, iterations)
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class _Preconditioner:
         band, _ = normal_equations(padded, layer, num_frames, layer.num_positions(num_frames))
         self._factor = (_factor(band), True)
         self.smallest = smallest_eigenvalue(self._factor, band.shape[1])
-        self.mean_deviation = mean_deviation(self._factor, band.shape[1])
+        self.errors = error_draws(self._factor, num_frames, layer.num_features)
 
     def solve(self, vector: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
         flat = cho_solve_banded(self._factor, vector.double().flatten().numpy(), check_finite=False)

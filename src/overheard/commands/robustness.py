@@ -26,20 +26,11 @@ def robustness_table(rows: list[RobustnessRow], model: str, threads: int) -> Tab
     """One row for each case."""
     table = Table(title=f"{model}, closed form and likelihood, {machine_line(threads)}", title_justify="left")
     table.add_column("case")
-    for column in (
-        "utterances",
-        f"MAE < {RECOVERED}",
-        f"MAE < {CLOSE}",
-        "unique",
-        "falsely",
-        "SNR dB",
-        "CPU s",
-        "loss fell",
-    ):
+    counted = ("utterances", f"MAE < {RECOVERED}", f"MAE < {CLOSE}", "unique", "falsely")
+    for column in (*counted, "SNR dB", "CPU s", "loss fell"):
         table.add_column(column, justify="right")
     for row in rows:
         counts = map(str, (row.utterances, row.recovered, row.close, row.unique, row.falsely_unique))
-        table.add_row(
-            row.case, *counts, f"{row.snr_db:.1f}", f"{row.seconds:.1f}", "" if row.learnt is None else str(row.learnt)
-        )
+        learnt = "" if row.learnt is None else str(row.learnt)
+        table.add_row(row.case, *counts, f"{row.snr_db:.1f}", f"{row.seconds:.1f}", learnt)
     return table
