@@ -60,6 +60,9 @@ def test_noise_is_met_with_likelihood(level: float, better: float) -> None:
     (predicted,) = found.diagnostics["likely_errors"]
     assert 0.5 * error < predicted < 2 * error
     assert found.unique == (predicted <= 1e-3)
+    assert found.errors[0].shape[1:] == (50, 26)
+    size = found.features[0].square().mean().sqrt()
+    assert float(found.errors[0].square().mean().sqrt() / size) == pytest.approx(predicted)
     for noise in found.diagnostics["noise"]:
         assert noise == pytest.approx(level, rel=0.05)
 

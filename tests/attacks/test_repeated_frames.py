@@ -44,6 +44,8 @@ def test_silence_comes_back_in_full_length(name: str) -> None:
     assert found.unique, found.reason
     assert len(found.features[0]) == len(speech)
     assert (found.features[0] - speech).abs().mean() < 1e-3
+    # Draws of the error are of the length that the span gave.
+    assert all(len(found.features[0]) == errors.shape[1] for errors in found.errors)
     assert complete(observation, found).certified is True
 
 

@@ -70,6 +70,9 @@ def test_the_predicted_error_bounds_the_true_one() -> None:
     truth = batch.features[:, 0]
     error = float((found.features[0] - truth).square().mean().sqrt() / truth.square().mean().sqrt())
     assert error <= found.diagnostics["predicted_errors"][0] < 1e3 * error
+    assert found.errors[0].shape[1:] == truth.shape
+    drawn = float(found.errors[0].square().mean().sqrt() / truth.square().mean().sqrt())
+    assert drawn == pytest.approx(found.diagnostics["likely_errors"][0], rel=1e-3)
 
 
 def test_a_delta_of_one_step_and_public_speech() -> None:

@@ -69,7 +69,9 @@ def test_a_users_own_encoder_is_found_too() -> None:
 def test_no_frame_of_zeros_is_added_at_the_end(residuals: tuple[float, ...], expected: int) -> None:
     """Zeros where padding stands fit as well as no frame, or by chance a little better."""
     solver = mock.Mock(spec=SpanSolver)
-    solver.solve = lambda length: SpanSolution(torch.zeros(length, 80), residuals[length - 88], 1e-5, 1e-6)
+    solver.solve = lambda length: SpanSolution(
+        torch.zeros(length, 80), residuals[length - 88], 1e-5, 1e-6, torch.zeros(1, length, 80)
+    )
     found = _solve_one(solver, (88, 89, 90))
     assert found is not None
     assert len(found.features) == expected

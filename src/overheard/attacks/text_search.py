@@ -41,7 +41,7 @@ class SearchConfig:
         beam: partial texts kept in integer least squares.
         ridges: errors of label occupancies that are assumed there, one after the other.
         lengths: numbers of labels that are fitted once, likeliest first.
-        prefixes: kept by prefix beam search, before integer least squares and, where that did not settle it, after.
+        prefixes: kept by prefix beam search, before integer least squares and, where nothing else settled it, after.
         edits: of each kind, scored in one round of local search.
         starts: lengths that are refitted, and texts that local search starts from.
         kicks: relaxed solutions from which local search starts again where it has ended beside the text.
@@ -123,7 +123,7 @@ def likely_symbols(evidence: FrameEvidence) -> list[int]:
 
 def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
     """Score texts until one is settled: from prefix beam search, then of every likely length by integer least squares,
-    refitted to themselves, then from a wider beam.
+    refitted to themselves, then by local search from the best of these, then from a wider beam, which costs most.
 
     Returns:
         texts that local search should start from, best first: the best of each way, since texts of one way are alike,
@@ -135,6 +135,7 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
         lambda: search.score([(), tuple(label for label in greedy if label in search.symbols)]),
         lambda: _from_prefixes(search, few),
         lambda: _by_lengths(search, config, settled),
+        lambda: improve(search, config, search.best(), settled),
         lambda: _from_prefixes(search, many),
     ]
     best: list[Text] = []
