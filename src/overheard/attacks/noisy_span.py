@@ -3,7 +3,8 @@
 Noise fills the spectrum, so no gap ends it; the rank is the number of singular values that noise alone cannot reach, in
 whichever of the two layers tells it best (`rank.rank_above_noise`). The closed form with that many directions gives a
 first guess, `likelihood` the features. Where the rank is in doubt its neighbours are fitted too: too few windows leave
-more of the update unexplained than noise does, too many explain it no better.
+more of the update unexplained than noise does, too many explain it no better. Where none of them explains both layers,
+the other layer's rank is tried.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ ENOUGH = 3e-4
 MOST_EXCESS = 1.1
 """Variance left by features over that left by the spans alone, up to which they explain the update. Wrong ones leave
 several times more; the variance of the spans is itself a few percent off where noise hides their weakest directions."""
+CLEAR_EXCESS = 1.03
+"""The same, up to which the number of windows is not doubted."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,49 @@ def recover_from_noise(
         # Below the capacity as many values are noise alone; here the layer was shown more than it can tell.
         return None
     second = _second_witness(observation, windowed)
-    best = first if second is None or first.found.margin >= second.found.margin else second
-    known = None if lengths is None else sum(map(windowed.num_positions, lengths))
-    rank = known or best.found.rank
-    hypotheses = [rank] if known or best.found.margin >= CLEAR_OF_NOISE else [rank - 1, rank, rank + 1, rank + 2]
     basis, _ = row_space(first.layer.matrix)
     fits: dict[int, LikelyFeatures] = {}
-    for positions in hypotheses:
-        starts = _starts(basis, first.layer.scales, windowed, positions, lengths)
-        if starts is not None:
-            fits[positions] = most_likely_features(starts, [first.layer], windowed, generator)
-    if not fits:
-        return None
-    chosen = _fewest_that_explain(fits, first)
-    return _with_both(fits[chosen], chosen, basis, first, second, best.found.margin, windowed, lengths, generator)
+    tried: dict[int, NoisyRecovery] = {}
+    for margin, hypotheses in _hypotheses(first, second, windowed, lengths):
+        for positions in hypotheses:
+            starts = None if positions in fits else _starts(basis, first.layer.scales, windowed, positions, lengths)
+            if starts is not None:
+                fits[positions] = most_likely_features(starts, [first.layer], windowed, generator)
+        if not fits:
+            continue
+        fewest = _fewest_that_explain(fits, first)
+        # One layer alone may not feel a last window that is weak: where the other leaves a doubt, one more is tried.
+        for chosen in (fewest, fewest + 1):
+            if chosen in fits and chosen not in tried:
+                tried[chosen] = _with_both(
+                    fits[chosen], chosen, basis, first, second, margin, windowed, lengths, generator
+                )
+                if _agreed(tried[chosen], second) and tried[chosen].excess <= CLEAR_EXCESS:
+                    return tried[chosen]
+    return max(tried.values(), key=lambda each: (_agreed(each, second), each.fits, -each.excess), default=None)
+
+
+def _agreed(found: NoisyRecovery, second: _Witness | None) -> bool:
+    """Whether features explain the update, and that of the layer behind, too, where it was asked."""
+    asked = second is not None and found.likely.predicted_error > ENOUGH and len(found.layers) == 1
+    return found.fits and not asked
+
+
+def _hypotheses(
+    first: _Witness, second: _Witness | None, windowed: WindowedLayer, lengths: tuple[int, ...] | None
+) -> list[tuple[float, list[int]]]:
+    """Margins and numbers of windows to try, the surest layer's first.
+
+    Noise hides weak directions and makes up none, so that of two layers in doubt the one of more tells better.
+    """
+    margins = [each.found for each in (first, second) if each is not None]
+    if lengths is not None:
+        return [(max(each.margin for each in margins), [sum(map(windowed.num_positions, lengths))])]
+    clear = sorted((each for each in margins if each.margin >= CLEAR_OF_NOISE), key=lambda each: -each.margin)
+    doubtful = sorted((each for each in margins if each.margin < CLEAR_OF_NOISE), key=lambda each: -each.rank)
+    return [(each.margin, [each.rank]) for each in clear] + [
+        (each.margin, [each.rank - 1, each.rank, each.rank + 1, each.rank + 2]) for each in doubtful
+    ]
 
 
 def _with_both(

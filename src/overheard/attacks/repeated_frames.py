@@ -264,7 +264,7 @@ def _shared_out(search: _Search, totals: list[int]) -> tuple[list[int], bool]:
             search.model,
             search.observation.update,
             search.hypothesis(added),
-            SearchConfig(evaluations=2500),
+            SearchConfig(evaluations=5000),
             outputs[0],
         )
         exact = all(found.exact)

@@ -25,6 +25,9 @@ AT_ONCE = 2**20
 LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
 """Between these is the occupancy that prefix beam search does not tell from none."""
 
+SHORT = 140
+"""Output frames up to which an utterance is short."""
+
 APART = 4
 """Labels between two edits that are tried together."""
 
@@ -45,7 +48,7 @@ class SearchConfig:
         edits: of each kind, scored in one round of local search.
         starts: lengths that are refitted, and texts that local search starts from.
         kicks: relaxed solutions from which local search starts again where it has ended beside the text.
-        evaluations: texts scored before the search gives up.
+        evaluations: texts of a short utterance scored before the search gives up; see `limit`.
     """
 
     beam: int = 32
@@ -55,7 +58,11 @@ class SearchConfig:
     edits: int = 32
     starts: int = 6
     kicks: int = 12
-    evaluations: int = 12000
+    evaluations: int = 24000
+
+    def limit(self, frames: int) -> int:
+        """Texts scored at most: of longer utterances fewer, as each takes longer, but no less than half as many."""
+        return int(self.evaluations * min(1.0, max(0.5, (SHORT / frames) ** 2)))
 
 
 @dataclass
@@ -126,26 +133,28 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
     refitted to themselves, then by local search from the best of these, then from a wider beam, which costs most.
 
     Returns:
-        texts that local search should start from, best first: the best of each way, since texts of one way are alike,
-        then the best of all.
+        texts that local search should start from, best first: the best of each way but local search, since texts of one
+        way are alike, then the best of all.
     """
     greedy = collapse(search.evidence.smoothed.argmax(dim=1).tolist())
     few, many = config.prefixes
-    ways = [
-        lambda: search.score([(), tuple(label for label in greedy if label in search.symbols)]),
-        lambda: _from_prefixes(search, few),
-        lambda: _by_lengths(search, config, settled),
-        lambda: improve(search, config, search.best(), settled),
-        lambda: _from_prefixes(search, many),
-    ]
     best: list[Text] = []
-    for way in ways:
+
+    def settles(way: Callable[[], object]) -> bool:
         before = set(search.scores)
         way()
         fresh = [text for text in search.scores if text not in before]
-        best += sorted(fresh, key=lambda text: search.scores[text])[:1]
-        if settled(search.best()):
-            return [search.best()]
+        best.extend(sorted(fresh, key=lambda text: search.scores[text])[:1])
+        return settled(search.best())
+
+    if (
+        settles(lambda: search.score([(), tuple(label for label in greedy if label in search.symbols)]))
+        or settles(lambda: _from_prefixes(search, few))
+        or settles(lambda: _by_lengths(search, config, settled))
+        or settled(improve(search, config, search.best(), settled))
+        or settles(lambda: _from_prefixes(search, many))
+    ):
+        return [search.best()]
     ranked = sorted(search.scores, key=lambda text: search.scores[text])
     starts = sorted(best[1:], key=lambda text: search.scores[text])
     return list(dict.fromkeys([*starts, *ranked]))[: config.starts]
@@ -195,7 +204,7 @@ def _fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor
 def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
     """Follow the best edit, with others that lie apart from it, until none helps, the text is settled, or the effort is
     spent."""
-    while not settled(text) and len(search.scores) < config.evaluations:
+    while not settled(text) and len(search.scores) < config.limit(search.frames):
         found = search.score(edits(search, text, config.edits))
         better = sorted((each for each in found if found[each] < search.scores[text]), key=lambda each: found[each])
         if not better:
@@ -216,7 +225,7 @@ def kicked(search: Search, config: SearchConfig, text: Text, settled: Settled) -
     found = search.score(relaxed_texts(search.evidence, search.symbols, text, doubtful))
     found.pop(text, None)
     for start in sorted(found, key=lambda each: found[each])[: config.kicks]:
-        if len(search.scores) >= config.evaluations:
+        if len(search.scores) >= config.limit(search.frames):
             break
         other = improve(search, config, start, settled)
         if search.scores[other] < search.scores[text]:

@@ -214,7 +214,7 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
                 break
             text = better
         tried.append(_judged(search, config, text))
-        if tried[-1].exact or len(search.scores) >= config.evaluations:
+        if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
             break
     return min(tried, key=lambda each: each.residual)
 
