@@ -1,5 +1,7 @@
 """Noisy updates: the features of greatest likelihood, an error that is predicted rightly, and no false uniqueness."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -7,9 +9,10 @@ from builders import batch_of, observe, small_deepspeech1, speech_like
 from overheard.attacks import span
 from overheard.attacks.layer_fits import NoisyLayer
 from overheard.attacks.likelihood import most_likely_features
+from overheard.attacks.noisy_span import _hypotheses
 from overheard.attacks.observation import Observation, Prior, Reconstruction
-from overheard.attacks.rank import rank_above_noise
-from overheard.attacks.rounding import grid_step, rounding_size, scales_of
+from overheard.attacks.rank import NumericalRank, rank_above_noise
+from overheard.attacks.rounding import by_sizes, grid_step, rounded_as_products, rounding_size, scales_of
 from overheard.attacks.span_solver import SpanSolver, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.federation.update import ClientUpdate
@@ -158,6 +161,30 @@ def test_the_size_of_rounding_is_read_off_the_numbers() -> None:
     assert sizes is not None
     assert ((stored - values) / sizes).square().mean().sqrt() == pytest.approx(1.0, abs=0.05)
     assert grid_step(torch.zeros(3, 3)) is None
+
+
+@pytest.mark.parametrize("level", [1e-8, 1e-5])
+def test_errors_of_products_are_told_from_errors_that_are_all_alike(level: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right, error = (torch.randn(*shape, generator=generator).double() for shape in ((200, 9), (9, 60), (200, 60)))
+    matrix = (left * torch.logspace(-3, 0, 200)[:, None]) @ (right * torch.logspace(-2, 0, 9)[:, None])
+    sizes = matrix.square().mean(dim=1, keepdim=True).sqrt()
+    for alike, rest in ((False, level * sizes * error), (True, level * error)):
+        scaled, _ = by_sizes(matrix + rest)
+        assert rounded_as_products(matrix + rest, scaled, row_space(scaled)[0][:9]) == (not alike)
+
+
+def test_of_layers_in_doubt_the_one_of_more_windows_is_tried_first() -> None:
+    layer = find_windowed_layer(small_deepspeech1(), 26)
+    assert layer is not None
+
+    def ranked(rank: int, margin: float) -> mock.Mock:
+        return mock.Mock(found=NumericalRank(rank, margin, torch.ones(1)))
+
+    in_doubt = _hypotheses(ranked(142, 1.02), ranked(145, 1.01), layer, None)
+    assert [each for _, each in in_doubt] == [[144, 145, 146, 147], [141, 142, 143, 144]]
+    assert _hypotheses(ranked(142, 1.02), ranked(145, 9.0), layer, None)[0] == (9.0, [145])
+    assert _hypotheses(ranked(142, 1.02), None, layer, (40, 50)) == [(1.02, [90])]
 
 
 def test_scales_of_a_product_with_holes() -> None:

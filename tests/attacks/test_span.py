@@ -1,5 +1,7 @@
 """The closed form: right where it is determined, silent where it is not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,8 +12,9 @@ from builders import batch_of, observe, small_deepspeech1, small_deepspeech2, sp
 from overheard.attacks import span
 from overheard.attacks.length_scan import length_scan
 from overheard.attacks.observation import Prior
+from overheard.attacks.refined_span import refined
 from overheard.attacks.span_equations import normal_equations
-from overheard.attacks.span_solver import SpanSolver, projector_on_complement, row_space
+from overheard.attacks.span_solver import SpanSolution, SpanSolver, projector_on_complement, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.federation.client import ClientSettings
 from overheard.speech.alphabet import Alphabet
@@ -74,6 +77,49 @@ def test_local_training_keeps_the_span(settings: ClientSettings) -> None:
     assert found.unique, found.reason
     assert found.features[0].shape == (40, 26)
     assert (found.features[0] - batch.features[:, 0]).abs().mean() < 1e-2
+
+
+@pytest.mark.parametrize(
+    "client", [ClientSettings(), ClientSettings("delta", "eval", 1, 0.1)], ids=["gradient", "delta"]
+)
+def test_entries_are_weighed_as_they_were_rounded(client: ClientSettings) -> None:
+    """Small rows of a gradient hold what large ones drown; weights that were subtracted are rounded all alike."""
+    batch, model = batch_of(90), small_deepspeech1(hidden_size=256)
+    with torch.no_grad():
+        model.get_parameter("input_layers.1.weight").mul_(torch.logspace(-3, 0, 256))
+    observation = observe(model, batch, client)
+    found = run(observation)
+    assert found.diagnostics["weighed"] == (client.kind == "gradient")
+    layer = find_windowed_layer(model, 26)
+    assert layer is not None
+    rows = [observation.update.tensors[f"input_layers.0.{name}"].double().view(256, -1) for name in ("weight", "bias")]
+    plain = SpanSolver(row_space(torch.cat(rows, dim=1))[0][:90], layer).solve(90)
+    assert plain is not None
+    error, of_plain = (
+        float((each - batch.features[:, 0]).abs().mean()) for each in (found.features[0], plain.features)
+    )
+    assert error < (0.3 if client.kind == "gradient" else 1.01) * of_plain
+
+
+def test_the_layer_behind_makes_uncertain_features_certain() -> None:
+    batch, model = batch_of(60), small_deepspeech1(hidden_size=256)
+    observation = observe(model, batch)
+    layer = find_windowed_layer(model, 26)
+    assert layer is not None
+    truth = batch.features[:, 0].double()
+    near = truth + 1e-3 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    unsure = SpanSolution(near, 0.0, 1e-2, 1e-3, torch.zeros(1, *near.shape, dtype=near.dtype))
+    (better,) = refined(observation, layer, [unsure])
+    size = float(truth.square().mean().sqrt())
+    error = float((better.features - truth).square().mean().sqrt()) / size
+    assert error < 1e-4
+    assert error / 5 < better.likely_error < 5 * error
+    drawn = float(better.errors.square().mean().sqrt()) / size
+    assert drawn == pytest.approx(better.likely_error, rel=1e-3)
+    sure = replace(unsure, likely_error=1e-9)
+    short = replace(unsure, features=near[:-1], errors=unsure.errors[:, :-1])
+    for other in (sure, short):
+        assert refined(observation, layer, [other]) == [other]
 
 
 def test_past_the_capacity_nothing_is_made_up() -> None:

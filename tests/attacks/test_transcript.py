@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_speech import noise_features, shared, tiny_deepspeech1
 
+from overheard.attacks.text_search import SearchConfig
 from overheard.attacks.transcript import recover_transcripts
 from overheard.federation.client import ClientSettings
 from overheard.federation.update import ClientUpdate
@@ -73,7 +74,13 @@ def test_reads_an_output_layer_without_bias_behind_train_mode_batch_norm() -> No
 def test_does_not_call_a_text_exact_from_wrong_features() -> None:
     model, features = tiny_deepspeech1(), noise_features([40])
     update = shared(model, features, ["SOMETHING SAID"])
-    assert recover_transcripts(model, update, noise_features([40], seed=1)).exact == (False,)
+    found = recover_transcripts(model, update, noise_features([40], seed=1), SearchConfig(evaluations=3000))
+    assert found.exact == (False,)
+
+
+def test_a_text_that_takes_longer_to_score_is_searched_for_less() -> None:
+    config = SearchConfig(evaluations=1000)
+    assert [config.limit(frames) for frames in (1, 140, 170, 640)] == [1000, 1000, 678, 500]
 
 
 def test_says_why_nothing_is_found() -> None:

@@ -22,6 +22,8 @@ SIGNAL_TAIL = 1e-5
 
 Windows of speech leave no gaps of their own there, and noise up to that size may have been put on the update.
 """
+CLEAR_MARGIN = 100.0
+"""Of the rank, below which rows are tried over their sizes, too."""
 PROBES = 32
 """Random directions from which the size of the rounding is taken."""
 
@@ -83,10 +85,18 @@ class ActivatedSpan:
         return torch.linalg.qr(draw - self.basis.T @ (self.basis @ draw)).Q
 
 
-def activated_span(observation: Observation, layer: WindowedLayer, behind: PointwiseLayer) -> ActivatedSpan | None:
+def activated_span(
+    observation: Observation, layer: WindowedLayer, behind: PointwiseLayer, weighed: bool = False
+) -> ActivatedSpan | None:
     """The span that the layer behind gives away; None where the update does not hold its weight.
 
     The rank is the smaller dimension where the update is saturated.
+
+    Args:
+        observation: all that the attacker sees.
+        layer: the one that sees windows.
+        behind: the one that is shown its activated outputs.
+        weighed: errors are known to grow with rows; otherwise that is tried where the rank is not clear.
     """
     model, update = observation.model, observation.update
     matrix = layer_matrix(update, behind.name, model.get_submodule(behind.name))
@@ -102,16 +112,30 @@ def activated_span(observation: Observation, layer: WindowedLayer, behind: Point
     # Units that no frame switched on, on either side, have rows and columns of zeros.
     rows, columns = (matrix != 0).any(dim=1), (matrix != 0).any(dim=0)
     alive = matrix[rows][:, columns]
-    squares, vectors = torch.linalg.eigh(alive.T @ alive)
+    # Sums of products round in proportion to their row: large rows drown what small ones tell of weak directions.
+    scaled = alive / alive.square().mean(dim=1, keepdim=True).sqrt()
+    if weighed:
+        alive = scaled
+    found, directions = _directions(alive)
+    if not weighed and found.margin < CLEAR_MARGIN and found.rank < min(alive.shape):
+        other, turned = _directions(scaled)
+        if other.margin > found.margin:
+            alive, found, directions = scaled, other, turned
+    basis = torch.zeros(found.rank, matrix.shape[1], dtype=matrix.dtype)
+    basis[:, columns] = directions
+    noise = _rounding(alive, directions)
+    spread = noise / found.singular_values[: found.rank]
+    return ActivatedSpan(weight, bias, behind.activation, basis, spread, matrix.shape[1] > len(weight), found)
+
+
+def _directions(matrix: Float[Tensor, "R C"]) -> tuple[NumericalRank, Float[Tensor, "P C"]]:
+    """The rank, and orthonormal rows that span so many of the strongest directions."""
+    squares, vectors = torch.linalg.eigh(matrix.T @ matrix)
     # Squaring loses half of float64's digits; what is below is made flat, lest a gap of zeros pass for the widest.
     least = float(squares[-1:].sum()) * torch.finfo(torch.float64).eps if len(squares) else 0.0
-    values = squares.flip(0).clamp(min=least).sqrt()[: min(alive.shape)]
+    values = squares.flip(0).clamp(min=least).sqrt()[: min(matrix.shape)]
     found = rank_of_spectrum(values, SIGNAL_TAIL)
-    basis = torch.zeros(found.rank, matrix.shape[1], dtype=matrix.dtype)
-    basis[:, columns] = vectors.flip(1)[:, : found.rank].T
-    noise = _rounding(alive, basis[:, columns])
-    spread = noise / values[: found.rank]
-    return ActivatedSpan(weight, bias, behind.activation, basis, spread, matrix.shape[1] > len(weight), found)
+    return found, vectors.flip(1)[:, : found.rank].T
 
 
 def _completed(

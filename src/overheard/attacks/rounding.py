@@ -1,7 +1,9 @@
 """What rounding a stored number may have suffered: its size for every entry, and as scales of rows and columns.
 
 A number format's spacing grows with the number, that of a grid of few values is one for all. Both are read off the
-values themselves: numbers that all fit a coarser format were rounded to it.
+values themselves: numbers that all fit a coarser format were rounded to it. What sums were rounded to shows in what a
+matrix of low rank holds beside its directions: the error of a float32 product grows with its row and its column, that
+of subtracted weights, or of noise that was added, does not.
 """
 
 import torch
@@ -58,3 +60,28 @@ def scales_of(sizes: Float[Tensor, "R C"], present: Bool[Tensor, "R C"]) -> tupl
         columns = ((logarithms - rows) * present).sum(dim=0, keepdim=True)
         columns = columns / present.sum(dim=0, keepdim=True).clamp(min=1)
     return rows.flatten().exp(), columns.flatten().exp()
+
+
+def by_sizes(matrix: Float[Tensor, "R C"]) -> tuple[Float[Tensor, "R C"], Float[Tensor, " C"]]:
+    """Rows, then columns, over their root mean squares, so that errors of products are of one size; and the latter."""
+    rows = matrix.square().mean(dim=1, keepdim=True).sqrt()
+    scaled = matrix / torch.where(rows > 0, rows, 1.0)
+    columns = scaled.square().mean(dim=0).sqrt()
+    columns = torch.where(columns > 0, columns, 1.0)
+    return scaled / columns, columns
+
+
+def rounded_as_products(
+    matrix: Float[Tensor, "R C"], scaled: Float[Tensor, "R C"], basis: Float[Tensor, "P C"]
+) -> bool:
+    """Whether what a matrix of low rank holds beside its directions grows with its rows, as errors of products do.
+
+    Args:
+        matrix: no row of it zero.
+        scaled: the same `by_sizes`: then such errors are alike in all rows, others are larger the smaller the row was.
+        basis: orthonormal rows, the directions of the latter.
+    """
+    rest = scaled - (scaled @ basis.T) @ basis
+    sizes, errors = (each.square().mean(dim=1).clamp(min=torch.finfo(each.dtype).tiny).log() for each in (matrix, rest))
+    spread = sizes - sizes.mean()
+    return float(spread @ errors) > -0.5 * float(spread.square().sum())

@@ -24,10 +24,12 @@ from overheard.attacks.length_scan import length_scan
 from overheard.attacks.noisy_span import NoisyRecovery, recover_from_noise
 from overheard.attacks.observation import Observation, Reconstruction, errors_of
 from overheard.attacks.partial_update import recover_from_entries
-from overheard.attacks.rank import layer_matrix, precision_of, rank_of_spectrum
+from overheard.attacks.rank import NumericalRank, layer_matrix, precision_of, rank_of_spectrum
+from overheard.attacks.refined_span import refined
 from overheard.attacks.repeated_frames import Restored, restore_repeats
+from overheard.attacks.rounding import by_sizes, rounded_as_products
 from overheard.attacks.sent_entries import SentEntries, sent_entries
-from overheard.attacks.span_solver import SpanSolution, SpanSolver, projector_on_complement, row_space
+from overheard.attacks.span_solver import SpanSolution, SpanSolver, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
 
@@ -50,6 +52,12 @@ class SpanConfig:
     precision: float = 1e-3
     noise: float = 3e-4
 
+
+PRECISE = 1e-5
+"""Likely error up to which it is not asked how entries were rounded: that takes as long again."""
+
+UNSURE = 3e-5
+"""Likely error from which on the layer behind is asked too; that takes ten times as long."""
 
 LONGER = 0.7
 """Part of a shorter utterance's residual that a longer one of as many windows must stay below to be preferred."""
@@ -83,18 +91,21 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         return _from_entries(observation, layer, entries, config, generator)
     # Units that no frame switched on have rows of zeros: they bound the rank and say nothing.
     alive = matrix[(matrix != 0).any(dim=1)]
-    basis, values = row_space(torch.cat([alive[:, layer.order], alive[:, -1:]], dim=1))
-    found = rank_of_spectrum(values, precision_of(update, layer.name))
+    closed = _closed_form(torch.cat([alive[:, layer.order], alive[:, -1:]], dim=1), observation, layer, config)
+    found, failure, solutions = closed.found, closed.failure, closed.solutions
+    if closed.weighed and len(solutions) == update.protocol.num_utterances and _likeliest_error(closed) > UNSURE:
+        solutions = refined(observation, layer, solutions)
     diagnostics: dict[str, object] = {
         **_layout(layer),
         "rank": found.rank,
         "rank_margin": found.margin,
-        "spectrum": [float(value) for value in values / values[:1]],
+        "spectrum": [float(value) for value in found.singular_values / found.singular_values[:1]],
+        "weighed": closed.weighed,
     }
-    failure = _beyond_reach(found.rank, len(values), layer, config)
-    solutions = [] if failure is not None else _solve_batch(basis, layer, found.rank, observation, config)
     noisy = None
-    if found.rank and (found.margin < CLEAR_MARGIN or any(each.likely_error > config.noise for each in solutions)):
+    noise = found.margin < CLEAR_MARGIN or _likeliest_error(closed) > config.noise
+    # Errors that grow with rows are those of rounding, which weighing has met.
+    if found.rank and noise and not closed.weighed:
         lengths = observation.prior.num_frames
         if found.margin >= CLEAR_MARGIN and len(solutions) == update.protocol.num_utterances:
             lengths = tuple(len(each.features) for each in solutions)
@@ -149,6 +160,61 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         diagnostics=diagnostics,
         errors=errors_of(restored.features, [factor * each.errors for each in solutions]),
     )
+
+
+@dataclass(frozen=True)
+class _ClosedForm:
+    """What the closed form gives.
+
+    Attributes:
+        found: the number of windows.
+        failure: why it cannot be tried, or None.
+        solutions: of the utterances that could be told apart.
+        weighed: rows and columns are over their sizes, as sums of products were rounded.
+    """
+
+    found: NumericalRank
+    failure: str | None
+    solutions: list[SpanSolution]
+    weighed: bool = False
+
+
+def _closed_form(
+    matrix: Float[Tensor, "R C"], observation: Observation, layer: WindowedLayer, config: SpanConfig
+) -> _ClosedForm:
+    """All entries alike; where that is not precise and errors grow with rows, each as it was rounded."""
+    precision = precision_of(observation.update, layer.name)
+    basis, values = row_space(matrix)
+    found = rank_of_spectrum(values, precision)
+    plain = _solved(found, basis, None, observation, layer, config)
+    precise = plain.solutions and _likeliest_error(plain) <= PRECISE
+    if precise or found.rank == 0:
+        return plain
+    scaled, columns = by_sizes(matrix)
+    basis, values = row_space(scaled)
+    found = rank_of_spectrum(values, precision)
+    if not rounded_as_products(matrix, scaled, basis[: found.rank]):
+        return plain
+    weighed = _solved(found, basis, columns, observation, layer, config)
+    better = len(weighed.solutions), -_likeliest_error(weighed)
+    return weighed if better >= (len(plain.solutions), -_likeliest_error(plain)) else plain
+
+
+def _likeliest_error(closed: _ClosedForm) -> float:
+    return max((each.likely_error for each in closed.solutions), default=0.0)
+
+
+def _solved(
+    found: NumericalRank,
+    basis: Float[Tensor, "K C"],
+    scales: Float[Tensor, " C"] | None,
+    observation: Observation,
+    layer: WindowedLayer,
+    config: SpanConfig,
+) -> _ClosedForm:
+    failure = _beyond_reach(found.rank, len(found.singular_values), layer, config)
+    solutions = [] if failure is not None else _solve_batch(basis, scales, layer, found.rank, observation, config)
+    return _ClosedForm(found, failure, solutions, scales is not None)
 
 
 def _factor(
@@ -240,15 +306,20 @@ def _beyond_reach(rank: int, size: int, layer: WindowedLayer, config: SpanConfig
 
 
 def _solve_batch(
-    basis: Float[Tensor, "K C"], layer: WindowedLayer, rank: int, observation: Observation, config: SpanConfig
+    basis: Float[Tensor, "K C"],
+    scales: Float[Tensor, " C"] | None,
+    layer: WindowedLayer,
+    rank: int,
+    observation: Observation,
+    config: SpanConfig,
 ) -> list[SpanSolution]:
     """Solutions for all utterances that could be told apart; the hypothesis of least predicted error."""
     size = observation.update.protocol.num_utterances
     best: list[SpanSolution] = []
     for positions in _near(rank, min(layer.capacity, len(basis) - 1), config.neighbours):
         span = basis[:positions]
-        solver = SpanSolver(span, layer)
-        for lengths in _lengths(span, layer, positions, size, observation.prior.num_frames):
+        solver = SpanSolver(span, layer, scales)
+        for lengths in _lengths(solver.projector, layer, positions, size, observation.prior.num_frames):
             solved = [_solve_one(solver, each) for each in lengths]
             solutions = [each for each in solved if each is not None]
             if len(solutions) > len(best) or (
@@ -284,7 +355,7 @@ def _near(rank: int, limit: int, neighbours: int) -> list[int]:
 
 
 def _lengths(
-    span: Float[Tensor, "P C"],
+    projector: Float[Tensor, "C C"],
     layer: WindowedLayer,
     positions: int,
     size: int,
@@ -298,7 +369,7 @@ def _lengths(
         return [[(each,) for each in known]] if sum(map(layer.num_positions, known)) == positions else []
     if size == 1:
         return [[tuple(layer.lengths(positions))]]
-    scan = length_scan(projector_on_complement(span), layer, max(layer.lengths(positions), default=positions))
+    scan = length_scan(projector, layer, max(layer.lengths(positions), default=positions))
     least: dict[int, float] = {}
     for length, value in scan.items():
         share = layer.num_positions(length)

@@ -52,12 +52,19 @@ class SpanSolver:
     equations of a shorter one are the first of the longest's, and so is their Cholesky factor: it is computed once.
     """
 
-    def __init__(self, basis: Float[Tensor, "P C"], layer: WindowedLayer) -> None:
+    def __init__(
+        self, basis: Float[Tensor, "P C"], layer: WindowedLayer, scales: Float[Tensor, " C"] | None = None
+    ) -> None:
         """Args:
-        basis: orthonormal rows that span [u_p, 1], columns sorted by frame, then feature, then the constant.
+        basis: orthonormal rows that span [u_p, 1] over the scales, columns sorted by frame, then feature, then the
+            constant.
         layer: how the windows lie.
+        scales: of the columns, so that errors are of one size in all; None for 1.
         """
         self._basis, self._layer = basis, layer
+        self._scales = torch.ones(basis.shape[1], dtype=basis.dtype) if scales is None else scales
+        self.projector = projector_on_complement(basis) / (self._scales[:, None] * self._scales)
+        """What of a row of inputs lies outside the span."""
         self._last: _Factored | None = None
 
     def solve(self, num_frames: int) -> SpanSolution | None:
@@ -75,8 +82,8 @@ class SpanSolver:
         return None if last.band is None else self._solution(num_frames, last.band, last.right)
 
     def _factor(self, num_frames: int) -> "_Factored":
-        projector, positions = projector_on_complement(self._basis), self._layer.num_positions(num_frames)
-        band, right = normal_equations(projector, self._layer, num_frames, positions)
+        positions = self._layer.num_positions(num_frames)
+        band, right = normal_equations(self.projector, self._layer, num_frames, positions)
         try:
             return _Factored(num_frames, cholesky_banded(band, lower=True, check_finite=False), right)
         except LinAlgError:
@@ -88,7 +95,7 @@ class SpanSolver:
         factor = (band[:, : len(right)], True)
         solution = cho_solve_banded(factor, right, check_finite=False)
         features = torch.from_numpy(solution).view(num_frames, layer.num_features)
-        windows = torch.nn.functional.pad(layer.windows(features), (0, 1), value=1.0)
+        windows = torch.nn.functional.pad(layer.windows(features), (0, 1), value=1.0) / self._scales
         outside = windows - (windows @ basis.T) @ basis
         residual = float(outside.square().mean().sqrt())
         equations = windows.shape[0] * (size - positions)
