@@ -1,7 +1,5 @@
 """Noisy updates: the features of greatest likelihood, an error that is predicted rightly, and no false uniqueness."""
 
-from unittest import mock
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from builders import batch_of, observe, small_deepspeech1, speech_like
 from overheard.attacks import span
 from overheard.attacks.layer_fits import NoisyLayer
 from overheard.attacks.likelihood import most_likely_features
-from overheard.attacks.noisy_span import _hypotheses
+from overheard.attacks.noisy_span import _hypotheses, _Witness
 from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.rank import NumericalRank, rank_above_noise
 from overheard.attacks.rounding import by_sizes, grid_step, rounded_as_products, rounding_size, scales_of
@@ -178,8 +176,9 @@ def test_of_layers_in_doubt_the_one_of_more_windows_is_tried_first() -> None:
     layer = find_windowed_layer(small_deepspeech1(), 26)
     assert layer is not None
 
-    def ranked(rank: int, margin: float) -> mock.Mock:
-        return mock.Mock(found=NumericalRank(rank, margin, torch.ones(1)))
+    def ranked(rank: int, margin: float) -> _Witness:
+        ones = torch.ones(2, dtype=torch.float64)
+        return _Witness("", NoisyLayer(ones[:, None] * ones, 2, True, ones), NumericalRank(rank, margin, ones))
 
     in_doubt = _hypotheses(ranked(142, 1.02), ranked(145, 1.01), layer, None)
     assert [each for _, each in in_doubt] == [[144, 145, 146, 147], [141, 142, 143, 144]]

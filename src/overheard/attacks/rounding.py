@@ -14,6 +14,9 @@ from overheard.attacks.output_layer import stored_format
 
 MOST_STEPS = 4096
 """Multiples of a step up to which evenly spaced values count as a grid; 8 bits have 255."""
+LESS = -0.15
+"""Power of a row's size that errors over that size follow, down to which they count as errors of products, with 0. Of
+errors that are alike in all rows it is -1, and nearer to 0 the more small rows have turned the directions."""
 SWEEPS = 4
 """Of the two means that fit rows and columns; entries that are missing let them depend on each other."""
 
@@ -84,4 +87,4 @@ def rounded_as_products(
     rest = scaled - (scaled @ basis.T) @ basis
     sizes, errors = (each.square().mean(dim=1).clamp(min=torch.finfo(each.dtype).tiny).log() for each in (matrix, rest))
     spread = sizes - sizes.mean()
-    return float(spread @ errors) > -0.5 * float(spread.square().sum())
+    return float(spread @ errors) > LESS * float(spread.square().sum())

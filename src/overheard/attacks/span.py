@@ -193,11 +193,11 @@ def _closed_form(
     scaled, columns = by_sizes(matrix)
     basis, values = row_space(scaled)
     found = rank_of_spectrum(values, precision)
-    if not rounded_as_products(matrix, scaled, basis[: found.rank]):
+    if found.rank == len(values) or not rounded_as_products(matrix, scaled, basis[: found.rank]):
         return plain
     weighed = _solved(found, basis, columns, observation, layer, config)
     better = len(weighed.solutions), -_likeliest_error(weighed)
-    return weighed if better >= (len(plain.solutions), -_likeliest_error(plain)) else plain
+    return weighed if better > (len(plain.solutions), -_likeliest_error(plain)) else plain
 
 
 def _likeliest_error(closed: _ClosedForm) -> float:
