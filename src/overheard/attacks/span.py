@@ -103,14 +103,14 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
         "weighed": closed.weighed,
     }
     noisy = None
-    noise = found.margin < CLEAR_MARGIN or _likeliest_error(closed) > config.noise
-    # Errors that grow with rows are those of rounding, which weighing has met.
-    if found.rank and noise and not closed.weighed:
+    # Errors that grow with rows are those of rounding: then a margin that is small is no sign of noise.
+    unclear = found.margin < CLEAR_MARGIN and not closed.weighed
+    if found.rank and (unclear or any(each.likely_error > config.noise for each in solutions)):
         lengths = observation.prior.num_frames
-        if found.margin >= CLEAR_MARGIN and len(solutions) == update.protocol.num_utterances:
+        if not unclear and len(solutions) == update.protocol.num_utterances:
             lengths = tuple(len(each.features) for each in solutions)
         noisy = recover_from_noise(observation, layer, generator, lengths)
-    if noisy is not None and (noisy.fits or found.margin < CLEAR_MARGIN):
+    if noisy is not None and (noisy.fits or unclear):
         error = noisy.likely.predicted_error
         solutions = [
             SpanSolution(features, noisy.excess, error, error, errors)
