@@ -86,7 +86,7 @@ class ActivatedSpan:
 
 
 def activated_span(
-    observation: Observation, layer: WindowedLayer, behind: PointwiseLayer, weighed: bool = False
+    observation: Observation, layer: WindowedLayer, behind: PointwiseLayer, windows: int | None = None
 ) -> ActivatedSpan | None:
     """The span that the layer behind gives away; None where the update does not hold its weight.
 
@@ -96,7 +96,8 @@ def activated_span(
         observation: all that the attacker sees.
         layer: the one that sees windows.
         behind: the one that is shown its activated outputs.
-        weighed: errors are known to grow with rows; otherwise that is tried where the rank is not clear.
+        windows: their number, from a first layer whose errors grow with rows, as they then do here. Otherwise the rank
+            tells it, and rows are tried over their sizes where it is not clear.
     """
     model, update = observation.model, observation.update
     matrix = layer_matrix(update, behind.name, model.get_submodule(behind.name))
@@ -114,10 +115,10 @@ def activated_span(
     alive = matrix[rows][:, columns]
     # Sums of products round in proportion to their row: large rows drown what small ones tell of weak directions.
     scaled = alive / alive.square().mean(dim=1, keepdim=True).sqrt()
-    if weighed:
+    if windows is not None:
         alive = scaled
-    found, directions = _directions(alive)
-    if not weighed and found.margin < CLEAR_MARGIN and found.rank < min(alive.shape):
+    found, directions = _directions(alive, windows)
+    if windows is None and found.margin < CLEAR_MARGIN and found.rank < min(alive.shape):
         other, turned = _directions(scaled)
         if other.margin > found.margin:
             alive, found, directions = scaled, other, turned
@@ -128,13 +129,16 @@ def activated_span(
     return ActivatedSpan(weight, bias, behind.activation, basis, spread, matrix.shape[1] > len(weight), found)
 
 
-def _directions(matrix: Float[Tensor, "R C"]) -> tuple[NumericalRank, Float[Tensor, "P C"]]:
-    """The rank, and orthonormal rows that span so many of the strongest directions."""
+def _directions(matrix: Float[Tensor, "R C"], rank: int | None = None) -> tuple[NumericalRank, Float[Tensor, "P C"]]:
+    """The rank, or the one that is known, and orthonormal rows that span so many of the strongest directions."""
     squares, vectors = torch.linalg.eigh(matrix.T @ matrix)
     # Squaring loses half of float64's digits; what is below is made flat, lest a gap of zeros pass for the widest.
     least = float(squares[-1:].sum()) * torch.finfo(torch.float64).eps if len(squares) else 0.0
     values = squares.flip(0).clamp(min=least).sqrt()[: min(matrix.shape)]
     found = rank_of_spectrum(values, SIGNAL_TAIL)
+    if rank is not None:
+        rank = min(rank, len(values))
+        found = NumericalRank(rank, float(values[rank - 1] / values[min(rank, len(values) - 1)]), values)
     return found, vectors.flip(1)[:, : found.rank].T
 
 

@@ -30,8 +30,8 @@ def refined(observation: Observation, layer: WindowedLayer, solutions: list[Span
         solutions: of all utterances, by the closed form, of an update whose errors grow with rows.
     """
     behind = find_pointwise_layer(observation.model, layer)
-    span = None if behind is None else activated_span(observation, layer, behind, weighed=True)
     positions = sum(layer.num_positions(len(each.features)) for each in solutions)
+    span = None if behind is None else activated_span(observation, layer, behind, positions)
     if span is None or span.found.rank != positions or span.num_equations < layer.num_features:
         return solutions
     found = []
