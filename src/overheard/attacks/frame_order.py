@@ -13,12 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from overheard.attacks.between_frames import search_at_ends
 from overheard.attacks.frames import certify_frames
 from overheard.attacks.missing_frames import solve_frame
+from overheard.attacks.sparse_rays import SAME, Cone, make_cone
 from overheard.attacks.trajectory import Direction, Path, append, fit_strengths, follow, open_path
-
-SAME = 1e-6
-"""Frames whose cosine differs from one by less are one frame."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ def order_frames(
     tolerance: float = 1e-3,
     utterances: int = 1,
     noise: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Timeline | Stopped:
     """Order, direction and strength of all frames.
 
@@ -79,8 +79,11 @@ def order_frames(
         tolerance: part of a state outside the span up to which a frame fits.
         utterances: in the update.
         noise: norm of what the update's noise makes of a column of the basis.
+        generator: of guesses where a path breaks off.
     """
     size, known, solved = len(basis), coordinates, 0
+    cone = make_cone(basis, zero_share, noise)
+    generator = generator or torch.Generator(basis.device).manual_seed(0)
     # paths[way][number]
     paths = [[open_path(direction)] * utterances for direction in directions]
     while True:
@@ -95,6 +98,10 @@ def order_frames(
             for way in range(2)
             if number not in {(chain.forward, chain.backward)[way] for chain in chains}
         ]
+        grown = _near_ends(cone, known, [paths[way][number] for way, number in broken], paths, generator)
+        if len(grown) > len(known):
+            known = grown
+            continue
         for way, number in broken:
             others = [paths[1 - way][each] for other, each in broken if other != way]
             row, residual = _solve_next(
@@ -114,6 +121,15 @@ def order_frames(
             names = ("path reaches", "path") if utterances == 1 else ("paths reach", "paths")
             reason = f"of {size} frames, the forward {names[0]} {forward} and the backward {names[1]} {backward}"
             return Stopped(reason, forward, backward)
+
+
+def _near_ends(
+    cone: Cone, known: Float[Tensor, "M T"], broken: list[Path], paths: list[list[Path]], generator: torch.Generator
+) -> Float[Tensor, "_ T"]:
+    """Frames known and those that sparsity finds where paths break off."""
+    taken = {index for way in paths for path in way for index in path.order}
+    free = [index for index in range(len(known)) if index not in taken]
+    return search_at_ends(cone, known, [path.order[:-3:-1] for path in broken if path.order], free, generator)
 
 
 def _extend(direction: Direction, frames: Float[Tensor, "M C"], paths: list[Path], tolerance: float, size: int) -> None:

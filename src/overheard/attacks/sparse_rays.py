@@ -1,0 +1,118 @@
+"""Which directions of a subspace are sparse frames: pulled on to the ray nearby, and certified by their zeros.
+
+Every frame is h = a R for a known basis R, nowhere negative, and exactly zero in hundreds of units. A generic ray of the
+cone {a : a R >= 0} has T - 1 zeros, so iteratively reweighted least squares pulls a guess on to the frame nearby, and
+the count of zeros says that it is one. A guess half a frame's length off mostly still comes to it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+ZERO = 2e-3
+"""A unit counts as zero below this part of the mean of the frame's largest tenth."""
+
+NEGATIVE = 2e-2
+"""A frame with a unit further below zero than this part is none."""
+
+BELOW = 100.0
+"""How much more a unit below zero weighs than one as far above: frames are nowhere negative."""
+
+ABOVE_NOISE = 100.0
+"""Multiples of its noise that a unit's strength must have to tell zeros from other values."""
+
+SAME = 1e-6
+"""Frames whose cosine differs from one by less are one frame."""
+
+
+@dataclass(frozen=True)
+class Cone:
+    """The subspace with its columns scaled to equal strength; units that never move are left out.
+
+    Attributes:
+        columns: (T, C'), each of root mean square 1 over T.
+        required: zeros that certify a frame.
+    """
+
+    columns: Float[Tensor, "T C"]
+    required: int
+
+
+def make_cone(basis: Float[Tensor, "T C"], zero_share: float, noise: float) -> Cone:
+    """The cone of frames that a basis spans.
+
+    Args:
+        basis: orthonormal rows.
+        zero_share: of the units, exact zeros that a frame must have.
+        noise: norm of what the update's noise makes of a column of the basis.
+    """
+    strength = basis.norm(dim=0)
+    kept = strength > max(1e-5 * float(strength.max()), ABOVE_NOISE * noise)
+    columns = basis[:, kept] / strength[kept]
+    # Units that are zero in every frame, or noise, certify nothing, but they are part of the share.
+    never = basis.shape[1] - columns.shape[1]
+    return Cone(columns.contiguous(), int(max(zero_share * basis.shape[1] - never, len(basis) + 20)))
+
+
+def sharpen(
+    cone: Cone, rows: Float[Tensor, "M T"], steps: int = 14, together: int = 16
+) -> tuple[Float[Tensor, "M T"], Int[Tensor, " M"], Bool[Tensor, " M"]]:
+    """Pull rows on to sparse frames: least a R diag(1 / (h^2 + delta^2)) R' a' with |a| = 1, delta falling.
+
+    Args:
+        cone: of frames.
+        rows: starts.
+        steps: of reweighting, each halving delta from 0.1.
+        together: rows in one batch of factorisations.
+
+    Returns:
+        Rows of unit length, their zeros, and which are certified.
+    """
+    columns, parts = cone.columns, []
+    for some in rows.split(together):
+        delta = 0.1
+        for _ in range(steps):
+            units, some = _scaled(columns, some)
+            weights = 1.0 / (units.square() + delta**2)
+            weights = torch.where(units < 0, BELOW * weights, weights)
+            gram = (columns * weights[:, None]) @ columns.T  # (m, T, T)
+            gram.diagonal(dim1=1, dim2=2).mul_(1 + 1e-13)
+            factor = torch.linalg.cholesky_ex(gram)[0]
+            some = torch.nn.functional.normalize(torch.cholesky_solve(some[..., None], factor)[..., 0], dim=1)
+            delta = max(delta / 2, 1e-4)
+        parts.append(torch.nn.functional.normalize(_scaled(columns, some)[1], dim=1))
+    sharp = torch.cat(parts) if parts else rows
+    zeros = zeros_of(cone, sharp)
+    lowest = _scaled(columns, sharp)[0].amin(dim=1)
+    return sharp, zeros, (zeros >= cone.required) & (lowest > -NEGATIVE)
+
+
+def certified_from(cone: Cone, rows: Float[Tensor, "M T"]) -> Float[Tensor, "_ T"]:
+    """The frames that guesses come to, the sparsest first; some more than once."""
+    for _ in range(2):  # what came far has not settled yet
+        rows, zeros, certified = sharpen(cone, rows)
+        rows = rows[certified][zeros[certified].argsort(descending=True)]
+    return rows
+
+
+def merge(found: Float[Tensor, "M T"], rows: Float[Tensor, "K T"]) -> Float[Tensor, "_ T"]:
+    """Frames found, and those rows that differ from all before them."""
+    for row in rows:
+        if not bool((found @ row > 1 - SAME).any()):
+            found = torch.cat([found, row[None]])
+    return found
+
+
+def zeros_of(cone: Cone, rows: Float[Tensor, "M T"]) -> Int[Tensor, " M"]:
+    """Units of each row that are zero."""
+    return (_scaled(cone.columns, rows)[0].abs() < ZERO).sum(dim=1)
+
+
+def _scaled(columns: Float[Tensor, "T C"], rows: Float[Tensor, "M T"]) -> tuple[Tensor, Tensor]:
+    """Units of each row and the row itself, with the largest tenth of the units at 1 in the mean, sum positive."""
+    units = rows @ columns
+    scale = units.abs().topk(max(1, columns.shape[1] // 10), dim=1).values.mean(dim=1, keepdim=True)
+    scale = torch.where(units.sum(dim=1, keepdim=True) < 0, -scale, scale)
+    return units / scale, rows / scale
