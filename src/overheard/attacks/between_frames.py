@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overheard.attacks.sparse_rays import Cone, certified_from, merge
+from overheard.attacks.sparse_rays import Cone, new_from
 
 ALIKE = 6
 """Frames most like each one that are taken for its neighbours."""
@@ -39,7 +39,7 @@ def search_between(
         if number:
             guesses = guesses + SPREAD * random_rows(cone, len(guesses), generator)
         before = len(found)
-        found = merge(found, certified_from(cone, guesses))
+        found = new_from(cone, found, guesses)
         if number and len(found) == before:
             break
     return found
@@ -76,7 +76,7 @@ def search_at_ends(
         return found
     tried = torch.stack(guesses).repeat(TRIES, 1)
     tried = tried + SPREAD * random_rows(cone, len(tried), generator)
-    return merge(found, certified_from(cone, tried))
+    return new_from(cone, found, tried)
 
 
 def random_rows(cone: Cone, count: int, generator: torch.Generator) -> Float[Tensor, "K T"]:

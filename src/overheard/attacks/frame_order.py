@@ -20,6 +20,10 @@ from overheard.attacks.sparse_rays import SAME, Cone, make_cone
 from overheard.attacks.trajectory import Direction, Path, append, fit_strengths, follow, open_path
 
 
+PATIENCE = 4
+"""Searches at random where paths break off, before the next frame is solved for without its zeros."""
+
+
 @dataclass(frozen=True)
 class Timeline:
     """Frames in order, one utterance behind the other.
@@ -129,7 +133,12 @@ def _near_ends(
     """Frames known and those that sparsity finds where paths break off."""
     taken = {index for way in paths for path in way for index in path.order}
     free = [index for index in range(len(known)) if index not in taken]
-    return search_at_ends(cone, known, [path.order[:-3:-1] for path in broken if path.order], free, generator)
+    ends = [path.order[:-3:-1] for path in broken if path.order]
+    for _ in range(PATIENCE):
+        grown = search_at_ends(cone, known, ends, free, generator)
+        if len(grown) > len(known):
+            return grown
+    return known
 
 
 def _extend(direction: Direction, frames: Float[Tensor, "M C"], paths: list[Path], tolerance: float, size: int) -> None:

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from overheard.attacks.between_frames import search_between
-from overheard.attacks.sparse_rays import Cone, certified_from, make_cone, merge, sharpen, zeros_of
+from overheard.attacks.sparse_rays import Cone, make_cone, new_from, sharpen, zeros_of
 
 SLACKS = (0.1, 0.03, 0.01, 0.003)
 """eps of the volume's penalty, in turn."""
@@ -64,7 +64,7 @@ def find_frames(
     done = 0
     while len(found) < len(basis) and done < rounds:
         largest = _largest_volume(cone, _start(cone, generator))
-        found = search_between(cone, merge(found, certified_from(cone, largest)), generator)
+        found = search_between(cone, new_from(cone, found, largest), generator)
         done += 1
     return FrameSet(found, zeros_of(cone, found), done)
 

@@ -72,7 +72,7 @@ class SparseFramesConfig:
 
     Attributes:
         zero_share: part of a frame's units that must be exactly zero.
-        rounds: searches for frames by volume before the path solves for those that are missing.
+        rounds: searches for frames, at most; each is followed by a path that solves for those that are missing.
         state_tolerance: part of a state outside the span of states up to which a frame fits; more where noise asks for
             it.
         most_steps: Gauss-Newton steps on the features, at most.
@@ -81,7 +81,7 @@ class SparseFramesConfig:
     """
 
     zero_share: float = 0.35
-    rounds: int = 1
+    rounds: int = 4
     state_tolerance: float = 1e-3
     most_steps: int = 40
     attempts: int = 3
@@ -97,9 +97,10 @@ class _Progress:
     _since: float = field(default_factory=time.perf_counter)
 
     def done(self, step: str, **measured: object) -> None:
-        """Close a step."""
+        """Close a step, or one more go of it."""
         now = time.perf_counter()
-        self.seconds[step], self._since = round(now - self._since, 3), now
+        self.seconds[step] = round(self.seconds.get(step, 0.0) + now - self._since, 3)
+        self._since = now
         self.diagnostics |= measured
 
 
@@ -166,19 +167,7 @@ def _recover(
     if declared is not None and sum(map(model.config.output_length, declared)) != count:
         return f"no utterance of the declared length gives {count} output frames"
     basis, noise = _row_basis(matrix, count, generator)
-    frames = find_frames(basis, config.zero_share, config.rounds, generator, noise=noise)
-    progress.done("frames", frames_found=len(frames.coordinates))
-    directions = _directions(model, update, count - utterances)
-    blurred = min(BLURRED * max(direction.blur for direction in directions), LARGEST_TOLERANCE)
-    strict = config.state_tolerance
-    # Room for noise costs exactness: it is given only where no path comes about without.
-    exact = (replace(directions[0], blur=0.0), replace(directions[1], blur=0.0))
-    timeline = order_frames(basis, frames.coordinates, exact, config.zero_share, strict, utterances, noise)
-    for tolerance in (strict, max(strict, blurred)):
-        if isinstance(timeline, Stopped):
-            timeline = order_frames(
-                basis, frames.coordinates, directions, config.zero_share, tolerance, utterances, noise
-            )
+    timeline = _timeline(model, update, basis, noise, config, progress, generator)
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason
@@ -204,6 +193,41 @@ def _recover(
         for (start, end), length in zip(utterances_at.spans, timeline.lengths, strict=True)
     )
     return features, solution
+
+
+def _timeline(
+    model: DeepSpeech2,
+    update: ClientUpdate,
+    basis: Float[Tensor, "P C"],
+    noise: float,
+    config: SparseFramesConfig,
+    progress: _Progress,
+    generator: torch.Generator,
+) -> Timeline | Stopped:
+    """All frames in order; searches for more of them until a path holds all."""
+    utterances = update.protocol.num_utterances
+    directions = _directions(model, update, len(basis) - utterances)
+    # Room for noise costs exactness: it is given only where no path comes about without.
+    exact = (replace(directions[0], blur=0.0), replace(directions[1], blur=0.0))
+    blurred = min(BLURRED * max(direction.blur for direction in directions), LARGEST_TOLERANCE)
+    strict, known = config.state_tolerance, basis.new_zeros(0, len(basis))
+
+    def ordered(room: tuple[Direction, Direction], tolerance: float) -> Timeline | Stopped:
+        found = order_frames(basis, known, room, config.zero_share, tolerance, utterances, noise, generator)
+        progress.done("order")
+        return found
+
+    timeline, rounds = None, 0
+    while not isinstance(timeline, Timeline) and rounds < config.rounds and len(known) < len(basis):
+        known = find_frames(basis, config.zero_share, 1, generator, known, noise).coordinates
+        rounds += 1
+        progress.done("frames", frames_found=len(known), rounds=rounds)
+        timeline = ordered(exact, strict)
+    for tolerance in (strict, max(strict, blurred)):
+        if not isinstance(timeline, Timeline):
+            timeline = ordered(directions, tolerance)
+    assert timeline is not None
+    return timeline
 
 
 def _features(

@@ -20,11 +20,23 @@ NEGATIVE = 2e-2
 BELOW = 100.0
 """How much more a unit below zero weighs than one as far above: frames are nowhere negative."""
 
+UNBIASED = 1e-3
+"""delta from which on both weigh alike: what is left is rounding, and later steps read its size off units below zero."""
+
+ROUGH, FINE = tuple(0.1 / 2**step for step in range(6)), (1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4, 1e-4, 1e-4, 1e-4)
+"""delta of the steps that tell where a guess goes, and of those that settle it."""
+
 ABOVE_NOISE = 100.0
 """Multiples of its noise that a unit's strength must have to tell zeros from other values."""
 
 SAME = 1e-6
 """Frames whose cosine differs from one by less are one frame."""
+
+HOPEFUL = 0.7
+"""Part of the zeros required that a guess must show to be settled."""
+
+LIKE = 1e-4
+"""The same before they have settled."""
 
 
 @dataclass(frozen=True)
@@ -57,50 +69,68 @@ def make_cone(basis: Float[Tensor, "T C"], zero_share: float, noise: float) -> C
 
 
 def sharpen(
-    cone: Cone, rows: Float[Tensor, "M T"], steps: int = 14, together: int = 16
+    cone: Cone, rows: Float[Tensor, "M T"]
 ) -> tuple[Float[Tensor, "M T"], Int[Tensor, " M"], Bool[Tensor, " M"]]:
     """Pull rows on to sparse frames: least a R diag(1 / (h^2 + delta^2)) R' a' with |a| = 1, delta falling.
 
     Args:
         cone: of frames.
         rows: starts.
-        steps: of reweighting, each halving delta from 0.1.
-        together: rows in one batch of factorisations.
 
     Returns:
         Rows of unit length, their zeros, and which are certified.
     """
-    columns, parts = cone.columns, []
-    for some in rows.split(together):
-        delta = 0.1
-        for _ in range(steps):
-            units, some = _scaled(columns, some)
-            weights = 1.0 / (units.square() + delta**2)
-            weights = torch.where(units < 0, BELOW * weights, weights)
-            gram = (columns * weights[:, None]) @ columns.T  # (m, T, T)
-            gram.diagonal(dim1=1, dim2=2).mul_(1 + 1e-13)
-            factor = torch.linalg.cholesky_ex(gram)[0]
-            some = torch.nn.functional.normalize(torch.cholesky_solve(some[..., None], factor)[..., 0], dim=1)
-            delta = max(delta / 2, 1e-4)
-        parts.append(torch.nn.functional.normalize(_scaled(columns, some)[1], dim=1))
-    sharp = torch.cat(parts) if parts else rows
+    sharp = _reweighted(cone.columns, rows, (*ROUGH, *FINE))
     zeros = zeros_of(cone, sharp)
-    lowest = _scaled(columns, sharp)[0].amin(dim=1)
+    lowest = _scaled(cone.columns, sharp)[0].amin(dim=1)
     return sharp, zeros, (zeros >= cone.required) & (lowest > -NEGATIVE)
 
 
-def certified_from(cone: Cone, rows: Float[Tensor, "M T"]) -> Float[Tensor, "_ T"]:
-    """The frames that guesses come to, the sparsest first; some more than once."""
-    for _ in range(2):  # what came far has not settled yet
-        rows, zeros, certified = sharpen(cone, rows)
-        rows = rows[certified][zeros[certified].argsort(descending=True)]
-    return rows
+def new_from(cone: Cone, found: Float[Tensor, "M T"], guesses: Float[Tensor, "K T"]) -> Float[Tensor, "_ T"]:
+    """Frames found, and those that guesses come to.
+
+    Most guesses come to frames that were found before, or to none, and show that soon.
+
+    Args:
+        cone: of frames.
+        found: of unit length.
+        guesses: starts.
+    """
+    rough = _reweighted(cone.columns.float(), guesses.float(), ROUGH).to(cone.columns)
+    near_zero = (_scaled(cone.columns, rough)[0].abs() < 5 * ROUGH[-1]).sum(dim=1)
+    hopeful = near_zero.argsort(descending=True)[: int((near_zero >= HOPEFUL * cone.required).sum())]
+    rough = rough[hopeful]
+    fresh = merge(found, rough, LIKE)[len(found) :]
+    # What came far has not settled after one go.
+    for _ in range(2):
+        fresh, zeros, certified = sharpen(cone, fresh)
+        fresh = fresh[certified][zeros[certified].argsort(descending=True)]
+    return merge(found, fresh)
 
 
-def merge(found: Float[Tensor, "M T"], rows: Float[Tensor, "K T"]) -> Float[Tensor, "_ T"]:
+def _reweighted(
+    columns: Float[Tensor, "T C"], rows: Float[Tensor, "M T"], deltas: tuple[float, ...], together: int = 16
+) -> Float[Tensor, "M T"]:
+    """One step of inverse iteration for each delta, in the columns' precision; rows of unit length, sum positive."""
+    parts, ridge = [], 10 * torch.finfo(columns.dtype).eps
+    for some in rows.split(together):
+        for delta in deltas:
+            units, some = _scaled(columns, some)
+            weights = 1.0 / (units.square() + delta**2)
+            if delta > UNBIASED:
+                weights = torch.where(units < 0, BELOW * weights, weights)
+            gram = (columns * weights[:, None]) @ columns.T  # (m, T, T)
+            gram.diagonal(dim1=1, dim2=2).mul_(1 + ridge)
+            factor = torch.linalg.cholesky_ex(gram)[0]
+            some = torch.nn.functional.normalize(torch.cholesky_solve(some[..., None], factor)[..., 0], dim=1)
+        parts.append(torch.nn.functional.normalize(_scaled(columns, some)[1], dim=1))
+    return torch.cat(parts) if parts else rows
+
+
+def merge(found: Float[Tensor, "M T"], rows: Float[Tensor, "K T"], same: float = SAME) -> Float[Tensor, "_ T"]:
     """Frames found, and those rows that differ from all before them."""
     for row in rows:
-        if not bool((found @ row > 1 - SAME).any()):
+        if not bool((found @ row > 1 - same).any()):
             found = torch.cat([found, row[None]])
     return found
 
