@@ -1,80 +1,43 @@
 """Which sparse, non-negative frames span a subspace: the rows of H, given only the row space that they share.
 
-The update of the layer that sees H (T, C) gives R (T, C), a basis of H's row space, so every frame is h = a R for some
-a in R^T. Two facts make a alone recoverable. Frames are non-negative, so the rows of A, one for each frame, generate
-a cone that the data fill, and the simplex of largest volume among those that fit is close to the true one:
+A basis R of it is known, so every frame is h = a R for some a. Two facts make a alone recoverable. Frames are
+non-negative, so the rows of A, one for each frame, generate a cone that the data fill, and the simplex of largest volume
+among those that fit is close to the true one:
 
     maximise  log |det A| - mean_c sum_t (A R)_tc - (1 / 2 eps) mean_c sum_t min((A R)_tc, 0)^2,   eps falling.
 
-And frames are sparse, which pulls each row on to the frame nearby and certifies it (`sparse_rays`). Where frames differ
-little from moment to moment, other simplices have more volume than the true one: volume then finds only some frames,
-and not the same from each start. Others lie between those (`between_frames`).
+And frames are sparse, which pulls each row on to the frame nearby and certifies it (`sparse_rays`). The first frames of
+a few utterances are told apart so. Of all frames of speech volume finds most with random weights, but with trained ones
+other simplices have more of it than the true one.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.optimize import minimize
 from torch import Tensor
 
-from overheard.attacks.between_frames import search_between
-from overheard.attacks.sparse_rays import Cone, make_cone, new_from, sharpen, zeros_of
+from overheard.attacks.sparse_rays import Cone, merge, sharpen
 
 SLACKS = (0.1, 0.03, 0.01, 0.003)
 """eps of the volume's penalty, in turn."""
 
 
-@dataclass(frozen=True)
-class FrameSet:
-    """Frames found in a subspace.
-
-    Attributes:
-        coordinates: rows a of unit length; frame = a R.
-        zeros: exact zeros of each, the certificate.
-        rounds: restarts that were needed.
-    """
-
-    coordinates: Float[Tensor, "M T"]
-    zeros: Int[Tensor, " M"]
-    rounds: int
-
-
-def find_frames(
-    basis: Float[Tensor, "T C"],
-    zero_share: float,
-    rounds: int,
-    generator: torch.Generator,
-    known: Float[Tensor, "M T"] | None = None,
-    noise: float = 0.0,
-) -> FrameSet:
-    """All frames that can be certified, in no order.
+def find_frames(cone: Cone, generator: torch.Generator, rounds: int = 4) -> Float[Tensor, "M T"]:
+    """All frames that can be certified, of unit length, in no order.
 
     Args:
-        basis: orthonormal rows that span H's.
-        zero_share: of the units, exact zeros that a frame must have.
-        rounds: searches by volume at most, each from a new start.
+        cone: of frames.
         generator: of starting points.
-        known: coordinates of frames found before, of any scale.
-        noise: norm of what the update's noise makes of a column of the basis.
+        rounds: searches by volume at most, each from a new start.
     """
-    cone = make_cone(basis, zero_share, noise)
-    found = basis.new_zeros(0, len(basis)) if known is None else torch.nn.functional.normalize(known, dim=1)
-    done = 0
-    while len(found) < len(basis) and done < rounds:
-        largest = _largest_volume(cone, _start(cone, generator))
-        found = search_between(cone, new_from(cone, found, largest), generator)
-        done += 1
-    return FrameSet(found, zeros_of(cone, found), done)
-
-
-def certify_frames(
-    basis: Float[Tensor, "T C"], rows: Float[Tensor, "M T"], zero_share: float, noise: float = 0.0
-) -> tuple[Float[Tensor, "M T"], Bool[Tensor, " M"]]:
-    """Sharpen guesses of single frames and say which are certified."""
-    rows, _, accepted = sharpen(make_cone(basis, zero_share, noise), torch.nn.functional.normalize(rows, dim=1))
-    return rows, accepted
+    found = cone.columns.new_zeros(0, len(cone.columns))
+    for _ in range(rounds):
+        rows, zeros, certified = sharpen(cone, _largest_volume(cone, _start(cone, generator)))
+        found = merge(found, rows[certified][zeros[certified].argsort(descending=True)])
+        if len(found) >= len(cone.columns):
+            break
+    return found
 
 
 def refit_frames(

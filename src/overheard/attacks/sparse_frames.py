@@ -19,7 +19,7 @@ span, each utterance has a path of its own, and from there on they stand one beh
 """
 
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
 from jaxtyping import Float, Shaped
@@ -29,15 +29,18 @@ from overheard.attacks.activation_equations import ActivationEquations
 from overheard.attacks.active_units import ActiveUnits, confirm_active, decide_active
 from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evidence, solve_features, start_features
 from overheard.attacks.conv_front import folded, make_front, make_second
-from overheard.attacks.frame_order import Stopped, Timeline, order_frames
-from overheard.attacks.frames import find_frames, refit_frames
+from overheard.attacks.frame_order import Stopped, Timeline, Way, order_frames
+from overheard.attacks.frames import refit_frames
 from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import relative_rounding
 from overheard.attacks.rank import layer_matrix, numerical_rank
-from overheard.attacks.trajectory import Direction, make_direction
+from overheard.attacks.sparse_rays import make_cone
+from overheard.attacks.state_map import make_state_map
+from overheard.attacks.trajectory import make_direction
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.deepspeech2 import DeepSpeech2
+from overheard.recognition.recurrence import Recurrence
 
 LAYER = "recurrences.0"
 
@@ -47,9 +50,6 @@ SPARE_STATES = 8
 
 LEAST_PRECISION = 1e-5
 """Rounding that is allowed for where the spectrum falls off: noise may have been added."""
-
-SPARE_ZEROS = 20
-"""Zeros that a frame, half of whose units are zero, must have beyond one for each frame that mixes with it."""
 
 BLURRED = 3.0
 """Multiples of what noise makes of a direction of the span in the mean, up to which a frame may fit. Most states lie
@@ -72,7 +72,6 @@ class SparseFramesConfig:
 
     Attributes:
         zero_share: part of a frame's units that must be exactly zero.
-        rounds: searches for frames, at most; each is followed by a path that solves for those that are missing.
         state_tolerance: part of a state outside the span of states up to which a frame fits; more where noise asks for
             it.
         most_steps: Gauss-Newton steps on the features, at most.
@@ -81,7 +80,6 @@ class SparseFramesConfig:
     """
 
     zero_share: float = 0.35
-    rounds: int = 4
     state_tolerance: float = 1e-3
     most_steps: int = 40
     attempts: int = 3
@@ -161,21 +159,20 @@ def _recover(
     progress.done("rank", output_frames=count, rank_margin=rank.margin)
     if count == 0 or count > most:
         return f"the recurrence was shown {count} frames or more; up to {most} can be told apart"
-    if count + SPARE_ZEROS > matrix.shape[1] // 2:
-        return f"with {matrix.shape[1]} units a frame, {count} frames have too few zeros to be told from their mixtures"
     declared = observation.prior.num_frames
     if declared is not None and sum(map(model.config.output_length, declared)) != count:
         return f"no utterance of the declared length gives {count} output frames"
     basis, noise = _row_basis(matrix, count, generator)
-    timeline = _timeline(model, update, basis, noise, config, progress, generator)
+    progress.done("span")
+    timeline = _timeline(model, update, basis, noise, config, generator)
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason
     progress.done(
         "order",
-        frames_solved=timeline.solved,
+        frames_certified=timeline.certified,
         state_residual=timeline.residual,
-        strength_disagreement=timeline.disagreement,
+        frame_disagreement=timeline.disagreement,
         frames_by_utterance=list(timeline.lengths),
     )
     if update.protocol.mode == "train" or model.config.norm != "batch":
@@ -201,32 +198,16 @@ def _timeline(
     basis: Float[Tensor, "P C"],
     noise: float,
     config: SparseFramesConfig,
-    progress: _Progress,
     generator: torch.Generator,
 ) -> Timeline | Stopped:
-    """All frames in order; searches for more of them until a path holds all."""
-    utterances = update.protocol.num_utterances
-    directions = _directions(model, update, len(basis) - utterances)
-    # Room for noise costs exactness: it is given only where no path comes about without.
-    exact = (replace(directions[0], blur=0.0), replace(directions[1], blur=0.0))
-    blurred = min(BLURRED * max(direction.blur for direction in directions), LARGEST_TOLERANCE)
-    strict, known = config.state_tolerance, basis.new_zeros(0, len(basis))
-
-    def ordered(room: tuple[Direction, Direction], tolerance: float) -> Timeline | Stopped:
-        found = order_frames(basis, known, room, config.zero_share, tolerance, utterances, noise, generator)
-        progress.done("order")
-        return found
-
-    timeline, rounds = None, 0
-    while not isinstance(timeline, Timeline) and rounds < config.rounds and len(known) < len(basis):
-        known = find_frames(basis, config.zero_share, 1, generator, known, noise).coordinates
-        rounds += 1
-        progress.done("frames", frames_found=len(known), rounds=rounds)
-        timeline = ordered(exact, strict)
-    for tolerance in (strict, max(strict, blurred)):
-        if not isinstance(timeline, Timeline):
-            timeline = ordered(directions, tolerance)
-    assert timeline is not None
+    """All frames in order, by the strictest tolerance at which they come about."""
+    ways = _ways(model, update, basis)
+    cone = make_cone(basis, config.zero_share, noise)
+    blurred = min(BLURRED * max(way.direction.blur for way in ways), LARGEST_TOLERANCE)
+    for tolerance in (config.state_tolerance, max(config.state_tolerance, blurred)):
+        timeline = order_frames(basis, cone, ways, tolerance, generator)
+        if isinstance(timeline, Timeline):
+            break
     return timeline
 
 
@@ -377,10 +358,14 @@ def _row_basis(
     return basis, float(rest.norm() / max(1, free) ** 0.5 * (1 / values[:rank]).norm())
 
 
-def _directions(model: DeepSpeech2, update: ClientUpdate, carried: int) -> tuple[Direction, Direction]:
+def _ways(model: DeepSpeech2, update: ClientUpdate, basis: Float[Tensor, "P C"]) -> tuple[Way, Way]:
     """Both directions; all states but last ones were carried on, which says the rank where no gap shows it."""
-    forward, backward = (
-        make_direction(model.recurrences[0], suffix, update.gradient(f"{LAYER}.weight_hh_l0{suffix}"), carried)  # pyright: ignore
-        for suffix in ("", "_reverse")
-    )
-    return forward, backward
+    layer, utterances = model.recurrences[0], update.protocol.num_utterances
+    assert isinstance(layer, Recurrence)
+
+    def way(suffix: str) -> Way:
+        into_gates, recurrent = (update.gradient(f"{LAYER}.weight_{kind}_l0{suffix}") for kind in ("ih", "hh"))
+        direction = make_direction(layer, suffix, recurrent, len(basis) - utterances)
+        return Way(direction, make_state_map(layer.cell, into_gates, recurrent, basis, utterances))
+
+    return way(""), way("_reverse")

@@ -2,7 +2,7 @@
 
 Every frame is h = a R for a known basis R, nowhere negative, and exactly zero in hundreds of units. A generic ray of the
 cone {a : a R >= 0} has T - 1 zeros, so iteratively reweighted least squares pulls a guess on to the frame nearby, and
-the count of zeros says that it is one. A guess half a frame's length off mostly still comes to it.
+the count of zeros says that it is one.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ UNBIASED = 1e-3
 """delta from which on both weigh alike: what is left is rounding, and later steps read its size off units below zero."""
 
 ROUGH, FINE = tuple(0.1 / 2**step for step in range(6)), (1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4, 1e-4, 1e-4, 1e-4)
-"""delta of the steps that tell where a guess goes, and of those that settle it."""
+"""delta of the steps that find the ray near a guess, and of those that settle a guess that is off by little."""
 
 ABOVE_NOISE = 100.0
 """Multiples of its noise that a unit's strength must have to tell zeros from other values."""
@@ -32,11 +32,8 @@ ABOVE_NOISE = 100.0
 SAME = 1e-6
 """Frames whose cosine differs from one by less are one frame."""
 
-HOPEFUL = 0.7
-"""Part of the zeros required that a guess must show to be settled."""
-
-LIKE = 1e-4
-"""The same before they have settled."""
+NEAR = 1e-3
+"""One less the cosine between a guess that is off by little and its frame, at most."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,14 @@ def make_cone(basis: Float[Tensor, "T C"], zero_share: float, noise: float) -> C
     return Cone(columns.contiguous(), int(max(zero_share * basis.shape[1] - never, len(basis) + 20)))
 
 
+def part_of(cone: Cone, rows: Float[Tensor, "N T"]) -> Cone:
+    """The frames of a cone that orthonormal rows span."""
+    columns = rows @ cone.columns
+    strength = columns.norm(dim=0)
+    kept = strength > ZERO * float(strength.max())
+    return Cone(columns[:, kept] / strength[kept], max(cone.required - int((~kept).sum()), len(rows) + 20))
+
+
 def sharpen(
     cone: Cone, rows: Float[Tensor, "M T"]
 ) -> tuple[Float[Tensor, "M T"], Int[Tensor, " M"], Bool[Tensor, " M"]]:
@@ -86,26 +91,12 @@ def sharpen(
     return sharp, zeros, (zeros >= cone.required) & (lowest > -NEGATIVE)
 
 
-def new_from(cone: Cone, found: Float[Tensor, "M T"], guesses: Float[Tensor, "K T"]) -> Float[Tensor, "_ T"]:
-    """Frames found, and those that guesses come to.
-
-    Most guesses come to frames that were found before, or to none, and show that soon.
-
-    Args:
-        cone: of frames.
-        found: of unit length.
-        guesses: starts.
-    """
-    rough = _reweighted(cone.columns.float(), guesses.float(), ROUGH).to(cone.columns)
-    near_zero = (_scaled(cone.columns, rough)[0].abs() < 5 * ROUGH[-1]).sum(dim=1)
-    hopeful = near_zero.argsort(descending=True)[: int((near_zero >= HOPEFUL * cone.required).sum())]
-    rough = rough[hopeful]
-    fresh = merge(found, rough, LIKE)[len(found) :]
-    # What came far has not settled after one go.
-    for _ in range(2):
-        fresh, zeros, certified = sharpen(cone, fresh)
-        fresh = fresh[certified][zeros[certified].argsort(descending=True)]
-    return merge(found, fresh)
+def settle(cone: Cone, row: Float[Tensor, " T"]) -> tuple[Float[Tensor, " T"], bool]:
+    """The frame at a guess that is off by little, of unit length, and whether its zeros certify it."""
+    unit = torch.nn.functional.normalize(row, dim=0)
+    sharp = _reweighted(cone.columns, unit[None], FINE)
+    certified = int(zeros_of(cone, sharp)[0]) >= cone.required and float(sharp[0] @ unit) > 1 - NEAR
+    return sharp[0], certified
 
 
 def _reweighted(
@@ -127,10 +118,10 @@ def _reweighted(
     return torch.cat(parts) if parts else rows
 
 
-def merge(found: Float[Tensor, "M T"], rows: Float[Tensor, "K T"], same: float = SAME) -> Float[Tensor, "_ T"]:
+def merge(found: Float[Tensor, "M T"], rows: Float[Tensor, "K T"]) -> Float[Tensor, "_ T"]:
     """Frames found, and those rows that differ from all before them."""
     for row in rows:
-        if not bool((found @ row > 1 - same).any()):
+        if not bool((found @ row > 1 - SAME).any()):
             found = torch.cat([found, row[None]])
     return found
 

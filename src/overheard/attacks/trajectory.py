@@ -1,12 +1,9 @@
-"""In which order frames were heard, and how strong each was: the one path that the recurrence can have taken.
+"""One direction of the recurrence, and the span of the states that it carried on.
 
-A recurrent layer shares dW_hh = sum_t delta_t h_{t-1}', so the row space of each direction's recurrent update is the
-span of the states that were carried on: all but the last one. A frame is known as a direction f (a row of H without its
-strength s), and its state h_1 = cell(s W_ih f, 0) lies in that span for the frame that came first, at the strength
-that it had, and for no other. From h_1 the second frame follows in the same way, and so on: order, direction of time
-and scale come out one frame at a time, each with H - T + 1 equations for one unknown. Neither transcript nor other
-speech is needed. The backward direction reads the same from the end, so two paths of T - 1 frames overlap, or meet at
-the frames that are missing.
+A recurrent layer shares dW_hh = sum_t delta_t s_{t-1}', so the row space of each direction's recurrent update is the
+span of the states that were carried on: all but the last one. A frame that is known as a direction f (a row of H without
+its strength c) leaves the state cell(c W_ih f, s), which lies in that span at the strength that the frame had, and at
+no other: H - T + 1 equations for one unknown.
 """
 
 import math
@@ -66,23 +63,6 @@ class Direction:
         return state[0] @ self.outside / state[0].norm(dim=-1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class Path:
-    """Frames in the order in which one direction heard them.
-
-    Attributes:
-        order: indices of frames.
-        strengths: norm of each.
-        residuals: part of each state outside the span; rounding where the path is right.
-        state: after the last of them.
-    """
-
-    order: tuple[int, ...]
-    strengths: tuple[float, ...]
-    residuals: tuple[float, ...]
-    state: State
-
-
 def make_direction(recurrence: Recurrence, suffix: str, update: Float[Tensor, "K H"], rank: int) -> Direction:
     """A direction from the public layer and the update of its recurrent weight.
 
@@ -103,54 +83,6 @@ def make_direction(recurrence: Recurrence, suffix: str, update: Float[Tensor, "K
     return Direction(recurrence.cell, into_gates, recurrent, vectors[rank:].T.contiguous(), blur)
 
 
-def follow(
-    direction: Direction,
-    frames: Float[Tensor, "M C"],
-    path: Path,
-    tolerance: float,
-    longest: int,
-    taken: frozenset[int] = frozenset(),
-) -> Path:
-    """Extend a path by the frames that fit, each used once, until none does or the path has `longest` frames.
-
-    Args:
-        direction: which way.
-        frames: all known ones, of unit length.
-        path: what is known; `open_path` gives one without frames.
-        tolerance: part of a state outside the span up to which a frame fits.
-        longest: T - 1, since the last state is not carried on.
-        taken: frames that other utterances' paths hold.
-    """
-    projections = frames @ direction.into_gates.T
-    left = [index for index in range(len(frames)) if index not in path.order and index not in taken]
-    while left and len(path.order) < longest:
-        strengths, residuals = fit_strengths(direction, projections[left], path.state)
-        place = int(residuals.argmin())
-        if float(residuals[place]) > tolerance:
-            break
-        index = left.pop(place)
-        fit = float(strengths[place]), float(residuals[place])
-        path = append(direction, path, index, *fit, projections[index])
-    return path
-
-
-def open_path(direction: Direction) -> Path:
-    """A path without frames."""
-    return Path((), (), (), direction.start())
-
-
-def append(
-    direction: Direction, path: Path, index: int, strength: float, residual: float, projections: Float[Tensor, " K"]
-) -> Path:
-    """A path with one more frame; `projections` are those of the frame at unit length."""
-    return Path(
-        (*path.order, index),
-        (*path.strengths, strength),
-        (*path.residuals, residual),
-        direction.step(strength * projections, path.state),
-    )
-
-
 def fit_strengths(
     direction: Direction, projections: Float[Tensor, "M K"], state: State, points: int = 40, refined: int = 8
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
@@ -168,6 +100,15 @@ def fit_strengths(
     residuals = residuals.clamp(min=float(exact.min()) * 1.001)
     residuals[best] = exact
     return logs.exp(), residuals
+
+
+def refine_strength(
+    direction: Direction, projections: Float[Tensor, " K"], state: State, strength: float
+) -> tuple[float, float]:
+    """The strength near a given one at which the next state leaves the span least, and by how much it still does."""
+    start = projections.new_tensor([strength]).log()
+    logs, residuals = _refine(direction, projections[None], state, start, 0.01)
+    return float(logs[0].exp()), float(residuals[0])
 
 
 def _refine(
