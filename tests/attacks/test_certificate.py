@@ -42,6 +42,13 @@ def test_certifies_features_that_are_right_to_their_precision(seed: int) -> None
     assert certify(model, update, near, [TEXT], precision=1e-5).certified is True
 
 
+def test_features_that_may_be_anything_are_not_certified() -> None:
+    model, features = tiny_deepspeech1(), noise_features([FRAMES])
+    found = certify(model, shared(model, features, [TEXT]), features, [TEXT], precision=1.2)
+    assert found.certified is False
+    assert "granted" in str(found.reason)
+
+
 def test_a_unit_that_switches_is_no_difference_and_excuses_nothing() -> None:
     """A unit that rounding puts on the other side of zero changes the first layer's update, not the rest's."""
     model, (matrix,) = tiny_deepspeech1(), noise_features([FRAMES])

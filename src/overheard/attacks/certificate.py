@@ -66,6 +66,9 @@ from overheard.speech.alphabet import minimum_frames
 SPREADS = 4.0
 """How many times the distance between two runs of one candidate the observed update may be from them."""
 
+MOST_GRANTED = 0.05
+"""Error of features that is granted at most: what moves that far makes an update that nearly any candidate explains."""
+
 ROUNDED_OTHERWISE = 8
 """Numbers of a tensor that may round to the other side although none did between the two runs."""
 
@@ -151,6 +154,9 @@ def certify(
     hindrance = _hindrance(model, update, features, transcripts)
     if hindrance is not None:
         return Certificate(None, reason=hindrance)
+    if precision > MOST_GRANTED:
+        reason = f"the features are off by up to {precision:.1g} of their size, of which {MOST_GRANTED:.1g} is granted"
+        return Certificate(False, precision=precision, reason=reason)
     texts = [_labels(model, text) for text in transcripts if text is not None]
     traced = traced or trace(model, features, update.protocol.mode)
     gradient = None if traced is None else output_gradient(update, traced.run.layer)

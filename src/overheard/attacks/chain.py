@@ -23,6 +23,16 @@ CLEAR = 3e-3
 """Part of a first frame's largest tenth that a unit must have to say how much of it another frame holds."""
 
 
+PRECISION = 1e-5
+"""Part of a state outside the span that says no more about its frame."""
+
+CARRIED = 0.03
+"""Part of a state outside the span that one has at least which was not carried on, with a margin."""
+
+SETTLED = 3e-3
+"""Of a frame that zeros settle, the part that may change where its state cannot say that it is the same frame."""
+
+
 @dataclass(frozen=True)
 class Chain:
     """Frames of one utterance as one direction heard them.
@@ -31,7 +41,7 @@ class Chain:
         rows: coordinates, strength included, (M, P).
         residuals: part of the state behind each frame that no carried state has; the last one's is large where the
             utterance ends.
-        certified: frames whose zeros certify them.
+        certified: frames whose zeros certify them, and whose states are as the update says.
     """
 
     rows: Float[Tensor, "M P"]
@@ -66,27 +76,30 @@ def follow_states(
         residuals.append(float(direction.outside_part(state).norm()))
         if residuals[-1] > tolerance or len(rows) == len(basis):
             return Chain(torch.stack(rows), tuple(residuals), tuple(certified))
-        row, sparse = _next(states, cone, basis, state)
-        if sparse:
-            length = float(row.norm())
-            strength, misfit = refine_strength(direction, row @ gates / length, state, length)
-            # The last state was not carried on, and says nothing of its frame's strength.
-            row = row * strength / length if misfit < tolerance else row
+        row, sparse = _next(direction, states, cone, basis, gates, state)
         rows.append(row)
         certified.append(sparse)
 
 
 def _next(
-    states: StateMap, cone: Cone, basis: Float[Tensor, "P C"], state: State
+    direction: Direction,
+    states: StateMap,
+    cone: Cone,
+    basis: Float[Tensor, "P C"],
+    gates: Float[Tensor, "P K"],
+    state: State,
 ) -> tuple[Float[Tensor, " P"], bool]:
-    """The frame behind a state, strength included, and whether its zeros certify it."""
+    """The frame behind a state, strength included, and whether its zeros and the state behind it certify it."""
     row = state[0] @ states.frames
     row = row + _least(row @ basis, states.firsts @ basis) @ states.firsts
-    sharp, certified = settle(cone, row)
-    if not certified:
-        return row, False
-    expected = sharp @ states.states
-    return sharp * (expected @ state[0]) / expected.square().sum(), True
+    misfit = float(direction.outside_part(direction.step(row @ gates, state)).norm())
+    length = float(row.norm())
+    sharp, certified, moved = settle(cone, row)
+    strength, residual = refine_strength(direction, sharp @ gates, state, length)
+    if certified and residual < max(2 * misfit, PRECISION) and residual < CARRIED:
+        return sharp * strength, True
+    # Behind an utterance's last frame is a state that says nothing: frames that are much alike must not be exchanged.
+    return (sharp * length if certified and moved < SETTLED else row), False
 
 
 def _least(units: Float[Tensor, " C"], firsts: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:

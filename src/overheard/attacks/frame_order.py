@@ -75,10 +75,10 @@ def order_frames(
     """
     forward, backward = (_chains(basis, cone, way, tolerance, generator) for way in ways)
     size, reached = len(basis), [sum(len(chain.rows) for chain in chains) for chains in (forward, backward)]
-    if reached[0] != size and reached[1] != size and len(forward) == len(backward) == 1:
-        cut = _cut(forward[0]), _cut(backward[0])
-        if sum(len(chain.rows) for chain in cut) >= size:
-            return _timeline([(cut[0], cut[1], size)])
+    if len(forward) == len(backward) == 1:
+        whole = [chain if len(chain.rows) == size else _cut(chain) for chain in (forward[0], backward[0])]
+        if sum(len(chain.rows) for chain in whole) >= size:
+            return _timeline([(whole[0], whole[1], size)])
     if reached[0] == size:
         return _timeline([(chain, _partner(chain, backward), len(chain.rows)) for chain in forward])
     if reached[1] == size:

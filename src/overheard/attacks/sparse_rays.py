@@ -23,7 +23,7 @@ BELOW = 100.0
 UNBIASED = 1e-3
 """delta from which on both weigh alike: what is left is rounding, and later steps read its size off units below zero."""
 
-ROUGH, FINE = tuple(0.1 / 2**step for step in range(6)), (1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4, 1e-4, 1e-4, 1e-4)
+ROUGH, FINE = tuple(0.1 / 2**step for step in range(6)), (1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4, 1e-4, 1e-4)
 """delta of the steps that find the ray near a guess, and of those that settle a guess that is off by little."""
 
 ABOVE_NOISE = 100.0
@@ -32,8 +32,8 @@ ABOVE_NOISE = 100.0
 SAME = 1e-6
 """Frames whose cosine differs from one by less are one frame."""
 
-NEAR = 1e-3
-"""One less the cosine between a guess that is off by little and its frame, at most."""
+NEAR = 0.05
+"""Of a guess that is off by little, the part that settling may change at most."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def sharpen(
     return sharp, zeros, (zeros >= cone.required) & (lowest > -NEGATIVE)
 
 
-def settle(cone: Cone, row: Float[Tensor, " T"]) -> tuple[Float[Tensor, " T"], bool]:
-    """The frame at a guess that is off by little, of unit length, and whether its zeros certify it."""
+def settle(cone: Cone, row: Float[Tensor, " T"]) -> tuple[Float[Tensor, " T"], bool, float]:
+    """The frame at a guess that is off by little, of unit length; whether zeros certify it; and how far it moved."""
     unit = torch.nn.functional.normalize(row, dim=0)
     sharp = _reweighted(cone.columns, unit[None], FINE)
-    certified = int(zeros_of(cone, sharp)[0]) >= cone.required and float(sharp[0] @ unit) > 1 - NEAR
-    return sharp[0], certified
+    moved = float((sharp[0] - unit).norm())
+    return sharp[0], int(zeros_of(cone, sharp)[0]) >= cone.required and moved < NEAR, moved
 
 
 def _reweighted(

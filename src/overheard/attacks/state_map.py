@@ -4,10 +4,11 @@ What a gate's pre-activation gets is d_t, whether it came from the frame or from
 
     dW_ih = sum_t d_t h_t',    dW_hh = sum_t d_t s_{t-1}'
 
-(of a GRU for the gates r and z; of LSTM and tanh cells for all). So with h_t = a_t R, and D' A = dW_ih R' known, the one
-matrix L that solves (D' A) L = dW_hh gives a_t L = s_{t-1} for every frame: A L = S. Read backwards it gives the frame that
-follows a state, but for multiples of frames that the state zero precedes, which L sends to zero. Those are the first
-frames, one for each utterance.
+(of a GRU for the gates r and z; of LSTM and tanh cells for all). So the rows of [dW_ih R' | dW_hh] are mixtures of
+[a_t | s_{t-1}], with h_t = a_t R, and where there are enough of them the P strongest directions Q = [Q_1 | Q_2] that they
+span hold every pair: [a_t | s_{t-1}] = w [Q_1 | Q_2]. From a state s follows w, least |w Q_2 - s|, and w Q_1 is the frame
+behind it, but for multiples of frames that the state zero precedes. Those are w Q_1 with w Q_2 = 0: the first frames,
+one for each utterance. Both updates are rounded, so both are divided by the noise that is left of their spectrum.
 """
 
 from dataclasses import dataclass
@@ -21,15 +22,13 @@ from overheard.recognition.recurrence import CellName
 
 @dataclass(frozen=True)
 class StateMap:
-    """L of one direction.
+    """Frames by the states before them, in one direction.
 
     Attributes:
-        states: L, (P, H): coordinates of a frame to the state before it.
-        frames: its pseudo-inverse, (H, P): a state to the frame behind it, without its part in `firsts`.
-        firsts: orthonormal rows that span what L sends to zero, (N, P): the first frames.
+        frames: (H, P): s times it is the frame behind the state s, without its part in `firsts`.
+        firsts: orthonormal rows that span what the state zero precedes, (N, P): the first frames.
     """
 
-    states: Float[Tensor, "P H"]
     frames: Float[Tensor, "H P"]
     firsts: Float[Tensor, "N P"]
 
@@ -41,7 +40,7 @@ def make_state_map(
     basis: Float[Tensor, "P C"],
     utterances: int,
 ) -> StateMap:
-    """L from the updates of one direction's weights.
+    """The pairs that the updates of one direction's weights hold.
 
     Args:
         cell: of the layer.
@@ -50,9 +49,18 @@ def make_state_map(
         basis: orthonormal rows that span all frames.
         utterances: in the update.
     """
-    shared = 2 * recurrent.shape[1] if cell == "gru" else len(recurrent)
-    states = torch.linalg.lstsq(into_gates[:shared] @ basis.T, recurrent[:shared]).solution
-    left, values, right = torch.linalg.svd(states)
-    carried = len(basis) - utterances
-    frames = (right[:carried].T / values[:carried]) @ left[:, :carried].T
-    return StateMap(states, frames, left[:, carried:].T.contiguous())
+    size, hidden = len(basis), recurrent.shape[1]
+    shared = 2 * hidden if cell == "gru" else len(recurrent)
+    left, right = into_gates[:shared] @ basis.T, recurrent[:shared]
+    carried = size - utterances
+    rest = into_gates[:shared] - left @ basis
+    values = torch.linalg.svdvals(recurrent)
+    one, other = float(rest.square().mean().sqrt()), float(values[carried:].square().mean().sqrt()) / len(recurrent) ** 0.5
+    least = torch.finfo(left.dtype).eps
+    one, other = max(one, least * float(left.norm())), max(other, least * float(right.norm()))
+    pairs = torch.linalg.svd(torch.cat([left / one, right / other], dim=1), full_matrices=False)[2][:size]
+    first, second = pairs[:, :size] * one, pairs[:, size:] * other
+    mixed, values, states = torch.linalg.svd(second)
+    frames = (states[:carried].T / values[:carried]) @ (mixed[:, :carried].T @ first)
+    firsts = torch.linalg.qr((mixed[:, carried:].T @ first).T).Q.T
+    return StateMap(frames, firsts)
