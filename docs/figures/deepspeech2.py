@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from overheard.attacks import sparse_frames
 from overheard.attacks.active_units import decide_active
 from overheard.attacks.conv_features import solve_features, start_features
-from overheard.attacks.frame_order import Timeline, order_frames
-from overheard.attacks.frames import find_frames
+from overheard.attacks.frame_order import Timeline, Way, order_frames
 from overheard.attacks.line_up import line_up
 from overheard.attacks.rank import layer_matrix, numerical_rank, precision_of
+from overheard.attacks.sparse_rays import make_cone, zeros_of
+from overheard.attacks.trajectory import Direction
 from overheard.audit.steps import make_batch, share
 from overheard.federation.client import ClientSettings
 from overheard.recognition.deepspeech2 import DeepSpeech2, DeepSpeech2Config
@@ -39,13 +40,12 @@ def main(corpus: Path, utterance: str) -> None:
     draw_rank(found.singular_values, found.rank)
 
     basis, noise = sparse_frames._row_basis(matrix, found.rank, generator)
-    frames = find_frames(basis, config.zero_share, config.rounds, generator, noise=noise)
-    draw_zeros(basis, frames.zeros)
-
-    directions = sparse_frames._directions(model, update, found.rank - 1)
-    timeline = order_frames(basis, frames.coordinates, directions, config.zero_share, config.state_tolerance)
+    ways = sparse_frames._ways(model, update, basis)
+    cone = make_cone(basis, config.zero_share, noise)
+    timeline = order_frames(basis, cone, ways, config.state_tolerance, generator)
     assert isinstance(timeline, Timeline)
-    draw_order(frames.coordinates, timeline)
+    draw_zeros(basis, zeros_of(cone, timeline.coordinates))
+    draw_order(timeline.coordinates, [misfits(way.direction, basis, rows) for way, rows in directed(ways, timeline)])
 
     shape = (model.config.channels, model.config.num_frequencies, found.rank)
     units, gradients = sparse_frames._frames_and_gradients(model, matrix, basis, timeline.coordinates, shape)
@@ -73,22 +73,41 @@ def draw_rank(values: torch.Tensor, rank: int) -> None:
 def draw_zeros(basis: torch.Tensor, zeros: torch.Tensor) -> None:
     """Zeros of the frames found, beside those that a ray of the cone has in general."""
     figure, axes = canvas(4.5, 2.6)
-    axes.hist(zeros.tolist(), bins=20, label="frames found")
+    axes.hist(zeros.tolist(), bins=20, label="frames")
     axes.axvline(len(basis) - 1, color="tab:red", linewidth=1, label="any other extreme ray")
     axes.set(xlabel=f"exact zeros among {basis.shape[1]} units", ylabel="frames", xlim=(0, basis.shape[1]))
     axes.legend(frameon=False)
     save(figure, "zeros")
 
 
-def draw_order(coordinates: torch.Tensor, timeline: Timeline) -> None:
-    """Likeness of frames as they were found, and in the order of the path."""
-    figure = Figure(figsize=(5.5, 2.8), layout="constrained")
-    ordered = torch.nn.functional.normalize(timeline.coordinates, dim=1)
-    for place, (rows, title) in enumerate(((coordinates, "as found"), (ordered, "along the path")), start=1):
-        axes = figure.add_subplot(1, 2, place)
-        axes.imshow((rows @ rows.T).abs().sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=10)
-        axes.set(xlabel="frame", ylabel="frame" if place == 1 else "")
+def directed(ways: tuple[Way, Way], timeline: Timeline) -> tuple[tuple[Way, torch.Tensor], ...]:
+    """Frames as each direction heard them."""
+    return (ways[0], timeline.coordinates), (ways[1], timeline.coordinates.flip(0))
+
+
+def misfits(direction: Direction, basis: torch.Tensor, rows: torch.Tensor) -> list[float]:
+    """Part of the state behind each frame outside the span of states that were carried on."""
+    state, parts = direction.start(), []
+    for row in rows:
+        state = direction.step(row @ basis @ direction.into_gates.T, state)
+        parts.append(float(direction.outside_part(state).norm()))
+    return parts
+
+
+def draw_order(coordinates: torch.Tensor, parts: list[list[float]]) -> None:
+    """Likeness of frames in order, and what the chain of states leaves of each."""
+    figure = Figure(figsize=(6.5, 2.8), layout="constrained")
+    ordered = torch.nn.functional.normalize(coordinates, dim=1)
+    axes = figure.add_subplot(1, 2, 1)
+    axes.imshow((ordered @ ordered.T).abs().sqrt().numpy(), cmap="magma", vmin=0, vmax=1)
+    axes.set_title("likeness of frames", fontsize=10)
+    axes.set(xlabel="frame", ylabel="frame")
+    axes = figure.add_subplot(1, 2, 2)
+    for each, label in zip(parts, ("forward", "backward"), strict=True):
+        axes.semilogy(range(1, len(each) + 1), each, ".", markersize=4, label=label)
+    axes.set_title("state outside the span", fontsize=10)
+    axes.set(xlabel="steps from the end that it starts at", ylim=(1e-9, 1))
+    axes.legend(frameon=False, fontsize=8)
     save(figure, "order")
 
 

@@ -1,10 +1,11 @@
 """All frames of an utterance, one behind the other, from the state that each one leaves.
 
-Every utterance starts from the state zero, so its first frame is what the state map sends to zero (`state_map`). Its
-strength is the one at which the state behind it lies in the span of states (`trajectory`). The frame behind a state s is
-s L^+ + sum_k alpha_k f_k, f_k the first frames; a rectified frame is nowhere negative and zero in some unit where f_k is
-not, so alpha is the least that leaves no unit below zero. Where a frame has zeros enough, they settle it further
-(`sparse_rays`). That goes on until the state leaves the span of those that were carried on, as the last one does.
+Every utterance starts from the state zero, which says which frame is its first one (`state_map`). Its strength is the
+one at which the state behind it lies in the span of states (`trajectory`). The frame behind a state s is s times the
+state map, and some multiples alpha_k of first frames f_k. A rectified frame is nowhere negative, and zero in some unit
+where f_k is not, so alpha is the least that leaves no unit below zero. Where a frame has zeros enough, they settle it
+further (`sparse_rays`); the state behind it says whether it is still the same frame. That goes on until the state
+leaves the span of those that were carried on, as the last one does.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Which sparse, non-negative frames span a subspace: the rows of H, given only the row space that they share.
 
 A basis R of it is known, so every frame is h = a R for some a. Two facts make a alone recoverable. Frames are
-non-negative, so the rows of A, one for each frame, generate a cone that the data fill, and the simplex of largest volume
-among those that fit is close to the true one:
+non-negative, so the rows of A, one for each frame, generate a cone that the data fill, and the simplex of largest
+volume among those that fit is close to the true one:
 
     maximise  log |det A| - mean_c sum_t (A R)_tc - (1 / 2 eps) mean_c sum_t min((A R)_tc, 0)^2,   eps falling.
 

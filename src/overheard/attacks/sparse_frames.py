@@ -4,9 +4,9 @@ The first convolution's update is saturated, but the first recurrence shares dW_
 every frame of H, the rectified output of the convolutions. Each step takes the next unknown from another part of the
 same update, and each has a test of its own:
 
-    frames      row space of dW_ih            volume, then sparsity           zeros of each frame
-    order       row space of dW_hh            one path of states              part of each state outside the span
-    strength    the same                      the same                        both directions agree
+    states      row space of dW_hh            linear                          rank
+    frames      dW_ih and dW_hh together      a chain of states, each linear  part of each state outside their span
+                                              but for one unknown             zeros; both directions agree
     gradients   dW_ih = Delta' H              linear, now that H is known
     active      db of the second convolution  sums of gradients               the sums close
     features    dW of the second convolution  convex, then least squares      both are met
@@ -14,7 +14,7 @@ same update, and each has a test of its own:
 Words and the certificate follow from features as they do after any attack (`complete`).
 
 Nothing is given but the public model and the update of one utterance, or of a few together: their frames share one
-span, each utterance has a path of its own, and from there on they stand one behind the other as if they were one
+span, each utterance has a chain of its own, and from there on they stand one behind the other as if they were one
 (`line_up`). Layers below the recurrence must act on each frame alone, so their batch norm must run in evaluation mode.
 """
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from overheard.attacks.activation_equations import ActivationEquations
 from overheard.attacks.active_units import ActiveUnits, confirm_active, decide_active
+from overheard.attacks.chain import CARRIED
 from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evidence, solve_features, start_features
 from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_order import Stopped, Timeline, Way, order_frames
@@ -45,18 +46,14 @@ from overheard.recognition.recurrence import Recurrence
 LAYER = "recurrences.0"
 
 SPARE_STATES = 8
-"""Dimensions of the state that frames must leave free for the path to be told from others."""
-
+"""Dimensions of the state that frames must leave free for the first one's strength to be told."""
 
 LEAST_PRECISION = 1e-5
 """Rounding that is allowed for where the spectrum falls off: noise may have been added."""
 
 BLURRED = 3.0
-"""Multiples of what noise makes of a direction of the span in the mean, up to which a frame may fit. Most states lie
-much better, so this is tried where no path comes about otherwise."""
-
-LARGEST_TOLERANCE = 0.03
-"""Part of a state outside the span that frames which do not fit have at least, with a margin."""
+"""Multiples of what noise makes of a direction of the span in the mean, up to which a state may lie outside. Most
+states lie much better, so this is tried where no chain comes about otherwise."""
 
 EXACT = 10.0
 """Multiples of the tolerance up to which features count as exact."""
@@ -71,8 +68,8 @@ class SparseFramesConfig:
     """Settings of the attack.
 
     Attributes:
-        zero_share: part of a frame's units that must be exactly zero.
-        state_tolerance: part of a state outside the span of states up to which a frame fits; more where noise asks for
+        zero_share: part of a frame's units that must be exactly zero for them to certify it.
+        state_tolerance: part of a state outside the span up to which it counts as carried on; more where noise asks for
             it.
         most_steps: Gauss-Newton steps on the features, at most.
         attempts: times that features are solved for, with units in doubt decided again in between.
@@ -203,7 +200,7 @@ def _timeline(
     """All frames in order, by the strictest tolerance at which they come about."""
     ways = _ways(model, update, basis)
     cone = make_cone(basis, config.zero_share, noise)
-    blurred = min(BLURRED * max(way.direction.blur for way in ways), LARGEST_TOLERANCE)
+    blurred = min(BLURRED * max(way.direction.blur for way in ways), CARRIED)
     for tolerance in (config.state_tolerance, max(config.state_tolerance, blurred)):
         timeline = order_frames(basis, cone, ways, tolerance, generator)
         if isinstance(timeline, Timeline):

@@ -1,8 +1,8 @@
 """Which directions of a subspace are sparse frames: pulled on to the ray nearby, and certified by their zeros.
 
-Every frame is h = a R for a known basis R, nowhere negative, and exactly zero in hundreds of units. A generic ray of the
-cone {a : a R >= 0} has T - 1 zeros, so iteratively reweighted least squares pulls a guess on to the frame nearby, and
-the count of zeros says that it is one.
+Every frame is h = a R for a known basis R, nowhere negative, and exactly zero in hundreds of units. A generic ray of
+the cone {a : a R >= 0} has T - 1 zeros, so iteratively reweighted least squares pulls a guess on to the frame nearby,
+and the count of zeros says that it is one, or a mixture of frames that share as many.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ BELOW = 100.0
 """How much more a unit below zero weighs than one as far above: frames are nowhere negative."""
 
 UNBIASED = 1e-3
-"""delta from which on both weigh alike: what is left is rounding, and later steps read its size off units below zero."""
+"""delta from which on both weigh alike: the rest is rounding, whose size later steps read off units below zero."""
 
 ROUGH, FINE = tuple(0.1 / 2**step for step in range(6)), (1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4, 1e-4, 1e-4)
 """delta of the steps that find the ray near a guess, and of those that settle a guess that is off by little."""

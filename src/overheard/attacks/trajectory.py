@@ -1,9 +1,9 @@
 """One direction of the recurrence, and the span of the states that it carried on.
 
 A recurrent layer shares dW_hh = sum_t delta_t s_{t-1}', so the row space of each direction's recurrent update is the
-span of the states that were carried on: all but the last one. A frame that is known as a direction f (a row of H without
-its strength c) leaves the state cell(c W_ih f, s), which lies in that span at the strength that the frame had, and at
-no other: H - T + 1 equations for one unknown.
+span of the states that were carried on: all but the last one. A frame that is known as a direction f (a row of H
+without its strength c) leaves the state cell(c W_ih f, s), which lies in that span at the strength that the frame had,
+and at no other: H - T + 1 equations for one unknown.
 """
 
 import math
