@@ -23,6 +23,9 @@ from overheard.attacks.trajectory import Direction, State, fit_strengths, refine
 CLEAR = 3e-3
 """Part of a first frame's largest tenth that a unit must have to say how much of it another frame holds."""
 
+ABOVE_NOISE = 30.0
+"""Multiples of its noise that such a unit must have."""
+
 
 PRECISION = 1e-5
 """Part of a state outside the span that says no more about its frame."""
@@ -92,8 +95,8 @@ def _next(
 ) -> tuple[Float[Tensor, " P"], bool]:
     """The frame behind a state, strength included, and whether its zeros and the state behind it certify it."""
     row = state[0] @ states.frames
-    row = row + _least(row @ basis, states.firsts @ basis) @ states.firsts
-    misfit = float(direction.outside_part(direction.step(row @ gates, state)).norm())
+    amounts = _least(row @ basis, states.firsts @ basis, cone.noise)
+    row, misfit = _carried_best(direction, gates, state, row, states.firsts, amounts)
     length = float(row.norm())
     sharp, certified, moved = settle(cone, row)
     strength, residual = refine_strength(direction, sharp @ gates, state, length)
@@ -103,13 +106,44 @@ def _next(
     return (sharp * length if certified and moved < SETTLED else row), False
 
 
-def _least(units: Float[Tensor, " C"], firsts: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
-    """Coefficients of the first frames that leave no unit below zero and the least sum."""
+def _least(units: Float[Tensor, " C"], firsts: Float[Tensor, "N C"], noise: float) -> Float[Tensor, " N"]:
+    """Amounts of the first frames that leave no unit below zero and the least sum; noise is that of a unit of length."""
     size = firsts.abs().amax(dim=0)
-    clear = size > CLEAR * size.topk(max(1, len(size) // 10)).values.mean()
+    clear = size > max(CLEAR * float(size.topk(max(1, len(size) // 10)).values.mean()), ABOVE_NOISE * noise)
     directions, given = firsts[:, clear].T.cpu().numpy(), units[clear].cpu().numpy()
-    scale = float(np.abs(given).max()) or 1.0
+    scale = float(np.abs(given).max(initial=0.0)) or 1.0
     found = linprog(directions.sum(axis=0), -directions, given / scale, bounds=(None, None), method="highs")
     if found.x is None:
         return units.new_zeros(len(firsts))
     return units.new_tensor(found.x) * scale
+
+
+def _carried_best(
+    direction: Direction,
+    gates: Float[Tensor, "P K"],
+    state: State,
+    row: Float[Tensor, " P"],
+    firsts: Float[Tensor, "N P"],
+    amounts: Float[Tensor, " N"],
+    steps: int = 8,
+) -> tuple[Float[Tensor, " P"], float]:
+    """The frame whose state leaves the span least, by Gauss-Newton on the amounts of first frames, and by how much.
+
+    Where the state was not carried on, no amounts bring it back, and those given stay.
+    """
+
+    def outside(at: Float[Tensor, "*M N"]) -> Float[Tensor, "*M J"]:
+        return direction.outside_part(direction.step((row + at @ firsts) @ gates, state))
+
+    best, part = amounts, outside(amounts)
+    width = 1e-6 * float((row + amounts @ firsts).norm())
+    moves = width * torch.eye(len(amounts), dtype=row.dtype, device=row.device)
+    for _ in range(steps):
+        slopes = (outside(best + moves) - part) / width  # (N, J)
+        step = -torch.linalg.lstsq(slopes.T, part[:, None]).solution[:, 0]
+        there = outside(best + step)
+        if float(there.norm()) > 0.999 * float(part.norm()):
+            break
+        best, part = best + step, there
+    chosen = best if float(part.norm()) < CARRIED else amounts
+    return row + chosen @ firsts, float(outside(chosen).norm())

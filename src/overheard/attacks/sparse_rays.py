@@ -43,10 +43,12 @@ class Cone:
     Attributes:
         columns: (T, C'), each of root mean square 1 over T.
         required: zeros that certify a frame.
+        noise: of a unit of a frame of unit length.
     """
 
     columns: Float[Tensor, "T C"]
     required: int
+    noise: float
 
 
 def make_cone(basis: Float[Tensor, "T C"], zero_share: float, noise: float) -> Cone:
@@ -62,7 +64,8 @@ def make_cone(basis: Float[Tensor, "T C"], zero_share: float, noise: float) -> C
     columns = basis[:, kept] / strength[kept]
     # Units that are zero in every frame, or noise, certify nothing, but they are part of the share.
     never = basis.shape[1] - columns.shape[1]
-    return Cone(columns.contiguous(), int(max(zero_share * basis.shape[1] - never, len(basis) + 20)))
+    required = int(max(zero_share * basis.shape[1] - never, len(basis) + 20))
+    return Cone(columns.contiguous(), required, noise / len(basis) ** 0.5)
 
 
 def part_of(cone: Cone, rows: Float[Tensor, "N T"]) -> Cone:
@@ -70,7 +73,8 @@ def part_of(cone: Cone, rows: Float[Tensor, "N T"]) -> Cone:
     columns = rows @ cone.columns
     strength = columns.norm(dim=0)
     kept = strength > ZERO * float(strength.max())
-    return Cone(columns[:, kept] / strength[kept], max(cone.required - int((~kept).sum()), len(rows) + 20))
+    required = max(cone.required - int((~kept).sum()), len(rows) + 20)
+    return Cone(columns[:, kept] / strength[kept], required, cone.noise)
 
 
 def sharpen(
