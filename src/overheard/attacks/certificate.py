@@ -66,7 +66,7 @@ from overheard.speech.alphabet import minimum_frames
 SPREADS = 4.0
 """How many times the distance between two runs of one candidate the observed update may be from them."""
 
-MOST_GRANTED = 0.05
+MOST_GRANTED = 5e-3
 """Error of features that is granted at most: what moves that far makes an update that nearly any candidate explains."""
 
 ROUNDED_OTHERWISE = 8

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from overheard.attacks.sparse_rays import Cone, settle
 from overheard.attacks.state_map import StateMap
-from overheard.attacks.trajectory import Direction, State, fit_strengths, refine_strength
+from overheard.attacks.trajectory import Direction, State, find_strength, refine_strength
 
 CLEAR = 3e-3
 """Part of a first frame's largest tenth that a unit must have to say how much of it another frame holds."""
@@ -73,8 +73,7 @@ def follow_states(
     """
     gates = basis @ direction.into_gates.T  # (P, K)
     state = direction.start()
-    strength, _ = fit_strengths(direction, (first @ gates)[None], state)
-    rows, residuals, certified = [first * strength[0]], [], [True]
+    rows, residuals, certified = [first * find_strength(direction, first @ gates, state)], [], [True]
     while True:
         state = direction.step(rows[-1] @ gates, state)
         residuals.append(float(direction.outside_part(state).norm()))
@@ -107,7 +106,13 @@ def _next(
 
 
 def _least(units: Float[Tensor, " C"], firsts: Float[Tensor, "N C"], noise: float) -> Float[Tensor, " N"]:
-    """Amounts of the first frames that leave no unit below zero and the least sum; noise is that of a unit of length."""
+    """Amounts of the first frames that leave no unit below zero and the least sum.
+
+    Args:
+        units: of a frame without its part in first frames.
+        firsts: units of first frames, orthonormal.
+        noise: of a unit of a frame of unit length.
+    """
     size = firsts.abs().amax(dim=0)
     clear = size > max(CLEAR * float(size.topk(max(1, len(size) // 10)).values.mean()), ABOVE_NOISE * noise)
     directions, given = firsts[:, clear].T.cpu().numpy(), units[clear].cpu().numpy()

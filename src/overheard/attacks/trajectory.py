@@ -7,7 +7,7 @@ and at no other: H - T + 1 equations for one unknown.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -83,53 +83,44 @@ def make_direction(recurrence: Recurrence, suffix: str, update: Float[Tensor, "K
     return Direction(recurrence.cell, into_gates, recurrent, vectors[rank:].T.contiguous(), blur)
 
 
-def fit_strengths(
-    direction: Direction, projections: Float[Tensor, "M K"], state: State, points: int = 40, refined: int = 8
-) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
-    """For each frame the strength at which the next state leaves the span least, and by how much it still does."""
-    # A few mixed directions of the complement tell which strength is about right.
-    coarse = replace(direction, outside=direction.outside[:, :32])
+def find_strength(direction: Direction, projections: Float[Tensor, " K"], state: State, points: int = 40) -> float:
+    """The strength of a frame at which the next state leaves the span least, among all that a frame can have.
+
+    Args:
+        direction: which way.
+        projections: of the frame at unit length, W_ih h_t.
+        state: before the frame.
+        points: strengths to start from.
+    """
     low, high = (math.log(bound) for bound in STRENGTHS)
     grid = torch.linspace(low, high, points, dtype=projections.dtype, device=projections.device)
-    scaled = grid.exp()[:, None, None] * projections  # (points, M, K)
-    residuals, at = coarse.outside_part(direction.step(scaled, state)).norm(dim=-1).min(dim=0)
-    logs = grid[at]
-    best = residuals.argsort()[:refined]
-    logs[best], exact = _refine(direction, projections[best], state, logs[best], float(grid[1] - grid[0]))
-    residuals = residuals * (direction.outside.shape[1] / coarse.outside.shape[1]) ** 0.5
-    residuals = residuals.clamp(min=float(exact.min()) * 1.001)
-    residuals[best] = exact
-    return logs.exp(), residuals
+    parts = direction.outside_part(direction.step(grid.exp()[:, None] * projections, state)).norm(dim=-1)
+    start = float(grid[int(parts.argmin())])
+    return refine_strength(direction, projections, state, math.exp(start), float(grid[1] - grid[0]))[0]
 
 
 def refine_strength(
-    direction: Direction, projections: Float[Tensor, " K"], state: State, strength: float
+    direction: Direction, projections: Float[Tensor, " K"], state: State, strength: float, reach: float = 0.01
 ) -> tuple[float, float]:
-    """The strength near a given one at which the next state leaves the span least, and by how much it still does."""
-    start = projections.new_tensor([strength]).log()
-    logs, residuals = _refine(direction, projections[None], state, start, 0.01)
-    return float(logs[0].exp()), float(residuals[0])
+    """The strength near a given one at which the next state leaves the span least, and by how much it still does.
 
+    Gauss-Newton on its logarithm; steps of `reach` at most, and halved where they do not help.
+    """
 
-def _refine(
-    direction: Direction, projections: Float[Tensor, "M K"], state: State, logs: Float[Tensor, " M"], reach: float
-) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
-    """Gauss-Newton on the logarithm of each strength; steps that do not help are halved."""
+    def outside(log: float) -> Float[Tensor, " J"]:
+        return direction.outside_part(direction.step(math.exp(log) * projections, state))
 
-    def outside(at: Float[Tensor, " M"]) -> Float[Tensor, "M J"]:
-        return direction.outside_part(direction.step(at.exp()[:, None] * projections, state))
-
-    part, width = outside(logs), 1e-6
-    step_limit = torch.full_like(logs, reach)
+    log, width = math.log(strength), 1e-6
+    part = outside(log)
     for _ in range(30):
-        slope = (outside(logs + width) - part) / width
-        step = -(slope * part).sum(1) / slope.square().sum(1).clamp(min=1e-300)
-        step = step.clamp(-step_limit, step_limit)
-        moved = outside(logs + step)
-        better = moved.norm(dim=1) < part.norm(dim=1)
-        step_limit = torch.where(better, step_limit, step.abs() / 2)
-        logs = torch.where(better, logs + step, logs)
-        part = torch.where(better[:, None], moved, part)
-        if float(step.abs().max()) < 1e-10 or not bool((better | (step_limit > 1e-9)).any()):
+        slope = (outside(log + width) - part) / width
+        step = -float(slope @ part) / max(float(slope @ slope), 1e-300)
+        step = min(max(step, -reach), reach)
+        moved = outside(log + step)
+        if float(moved.norm()) < float(part.norm()):
+            log, part = log + step, moved
+        else:
+            reach = abs(step) / 2
+        if abs(step) < 1e-10 or reach < 1e-9:
             break
-    return logs, part.norm(dim=1)
+    return math.exp(log), float(part.norm())
