@@ -89,6 +89,7 @@ def train(order: Order) -> None:
     console = Console()
     plan = make_plan(order)
     run = carry_out(plan, make_model(order), order.out, console)
+    heard = held_out(run, order.adapt, console) if order.hold_out else {}
     if not run.fabric.is_global_zero:
         return
     draw_curves(order.out)
@@ -102,14 +103,13 @@ def train(order: Order) -> None:
     if run.evaluations:
         last = run.evaluations[-1]
         console.print(f"greedy WER {_percent(last['wer'])}, CER {_percent(last['cer'])} on {last['utterances']}")
-    if order.hold_out:
-        for name, found in held_out(run, order.adapt, console).items():
-            console.print(
-                f"{name}: greedy WER {_percent(found.greedy.wer)}, CER {_percent(found.greedy.cer)}; WER "
-                f"{_percent(found.limited)} where only words of the training transcripts can be heard",
-                highlight=False,
-                soft_wrap=True,
-            )
+    for stage, found in heard.items():
+        console.print(
+            f"{stage}: greedy WER {_percent(found.greedy.wer)}, CER {_percent(found.greedy.cer)}; WER "
+            f"{_percent(found.limited)} where only words of the training transcripts can be heard",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"next: overheard transcribe {shlex.quote(str(order.out))} AUDIO", highlight=False, soft_wrap=True)
 
 
@@ -127,27 +127,34 @@ def train_each(order: Order) -> None:
         run = carry_out(make_plan(each), make_model(each), each.out, console)
         if run.fabric.is_global_zero:
             draw_curves(each.out)
-        results[speaker] = held_out(run, order.adapt, console if run.fabric.is_global_zero else Console(quiet=True))
+        results[speaker] = held_out(run, order.adapt, console)
     if not run.fabric.is_global_zero:
         return
-    stages = {stage: [each[stage] for each in results.values()] for stage in next(iter(results.values()))}
-    table = Table(title="Speakers never heard in training", title_justify="left", show_footer=True)
-    table.add_column("held-out speaker", footer="mean")
-    utterances = [each.greedy.utterances for each in next(iter(stages.values()))]
-    table.add_column("utterances", justify="right", footer=str(sum(utterances)))
-    for stage, found in stages.items():
-        prefix = "" if stage == AS_TRAINED else f"{stage}: "
-        table.add_column(f"{prefix}greedy WER", justify="right", footer=_mean(each.greedy.wer for each in found))
-        table.add_column(f"{prefix}greedy CER", justify="right", footer=_mean(each.greedy.cer for each in found))
-        table.add_column(f"{prefix}WER with lexicon", justify="right", footer=_mean(each.limited for each in found))
-    for (speaker, by_stage), count in zip(results.items(), utterances, strict=True):
-        rates = [rate for each in by_stage.values() for rate in (each.greedy.wer, each.greedy.cer, each.limited)]
-        table.add_row(speaker, str(count), *map(_percent, rates))
+    table = Table(title="Speakers never heard in training", title_justify="left")
+    table.add_column("held-out speaker")
+    table.add_column("")
+    for column in ("utterances", "greedy WER", "greedy CER", "WER with lexicon"):
+        table.add_column(column, justify="right")
+    for speaker, by_stage in results.items():
+        for stage, each in by_stage.items():
+            rates = (each.greedy.wer, each.greedy.cer, each.limited)
+            table.add_row(speaker, stage, str(each.greedy.utterances), *map(_percent, rates))
+    table.add_section()
+    for stage in next(iter(results.values())):
+        found = [by_stage[stage] for by_stage in results.values()]
+        means = (
+            _mean(each.greedy.wer for each in found),
+            _mean(each.greedy.cer for each in found),
+            _mean(each.limited for each in found),
+        )
+        table.add_row("mean", stage, str(sum(each.greedy.utterances for each in found)), *means)
     console.print(table)
 
 
 def held_out(run: Run, rounds: int, console: Console) -> dict[str, HeldOut]:
     """What a finished run makes of the speakers held out, as trained and after so many rounds of adaptation."""
+    if not run.fabric.is_global_zero:
+        console = Console(quiet=True)
     search = lexicon_search(run, console)
     found = {AS_TRAINED: _measured(run, search)}
     if rounds:
