@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -130,7 +131,8 @@ def train_each(order: Order) -> None:
         results[speaker] = held_out(run, order.adapt, console)
     if not run.fabric.is_global_zero:
         return
-    table = Table(title="Speakers never heard in training", title_justify="left")
+    title = "Speakers never heard in training"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("held-out speaker")
     table.add_column("")
     for column in ("utterances", "greedy WER", "greedy CER", "WER with lexicon"):
