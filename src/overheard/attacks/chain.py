@@ -26,7 +26,6 @@ CLEAR = 3e-3
 ABOVE_NOISE = 30.0
 """Multiples of its noise that such a unit must have."""
 
-
 PRECISION = 1e-5
 """Part of a state outside the span that says no more about its frame."""
 
