@@ -1,5 +1,6 @@
 """The whole chain on a DeepSpeech 2 of few units, and each of its later steps against the model's own values."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from overheard.attacks.line_up import line_up
 from overheard.attacks.observation import Prior, Reconstruction
 from overheard.federation.client import ClientSettings
 from overheard.recognition.deepspeech2 import DeepSpeech2
+from overheard.recognition.normalisation import MaskedBatchNorm
 from overheard.speech.batching import Batch, collate
 from overheard.speech.features import SPECTROGRAM_161
 
@@ -25,6 +27,12 @@ def model_of(**config: object) -> DeepSpeech2:
     sizes: dict[str, object] = {"hidden_size": 64, "channels": 16, "front_end": SPECTROGRAM_161, **config}
     model = small_deepspeech2(**sizes).eval()  # pyright: ignore[reportArgumentType]
     assert isinstance(model, DeepSpeech2)
+    return model
+
+
+def with_activation(activation: Callable[[torch.Tensor], torch.Tensor], **config: object) -> DeepSpeech2:
+    model = model_of(**config)
+    model.activated = activation  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
 
@@ -95,6 +103,57 @@ def test_what_it_is_not_made_for_is_said() -> None:
     assert "local steps" in str(attack(observe(model, batch, steps)).reason)
     assert "told apart" in str(attack(observe(model_of(hidden_size=20), batch)).reason)
     assert "declared length" in str(attack(observe(model, batch, prior=Prior(num_frames=(99,)))).reason)
+
+
+def test_a_smooth_front_gives_its_features_away() -> None:
+    model, batch = with_activation(torch.tanh, channels=32), spoken(33)
+    observation = observe(model, batch)
+    found = complete(observation, attack(observation))
+    assert found.reason is None
+    assert snr(found.features[0], batch.features[:, 0]) > 40
+    assert found.transcripts == (model.alphabet.decode(batch.utterance_labels(0)),)
+
+
+@pytest.mark.parametrize("activation", [functional.gelu, functional.silu, functional.softplus])
+def test_frames_need_no_rectifier(activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    found = attack(observe(with_activation(activation), spoken(36)), most_steps=0)
+    assert found.diagnostics["frames_by_utterance"] == [13]
+
+
+def test_a_batch_of_frames_without_zeros_is_refused() -> None:
+    model = with_activation(torch.tanh, norm="group")
+    assert "told apart by their zeros" in str(attack(observe(model, spoken(32, 39))).reason)
+
+
+def test_fewer_units_than_features_are_not_enough() -> None:
+    model = with_activation(torch.tanh, channels=8)
+    assert "do not tell the features" in str(attack(observe(model, spoken(30)), most_steps=2).reason)
+
+
+class Dropped(DeepSpeech2):
+    """Its norms stay in evaluation mode, and a third of what the recurrence is given is left out."""
+
+    def train(self, mode: bool = True) -> "Dropped":
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, MaskedBatchNorm):
+                part.eval()
+        return self
+
+    def convolved(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(super().convolved(features, lengths), 1 / 3, self.training)
+
+
+def test_features_come_back_from_before_dropout() -> None:
+    batch, model = spoken(36), Dropped(model_of().config)
+    found = attack(observe(model, batch, ClientSettings(mode="train")))
+    assert found.reason is None
+    assert snr(found.features[0], batch.features[:, 0]) > 40
+
+
+def test_another_front_is_named() -> None:
+    model = with_activation(lambda values: 10 * values.clamp(min=0.0).square())
+    assert "neither smooth" in str(attack(observe(model, spoken(36))).reason)
 
 
 def test_sums_of_gradients_decide_doubtful_units() -> None:

@@ -8,6 +8,7 @@ further (`sparse_rays`); the state behind it says whether it is still the same f
 leaves the span of those that were carried on, as the last one does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +79,7 @@ def follow_states(
         residuals.append(float(direction.outside_part(state).norm()))
         if residuals[-1] > tolerance or len(rows) == len(basis):
             return Chain(torch.stack(rows), tuple(residuals), tuple(certified))
-        row, sparse = _next(direction, states, cone, basis, gates, state)
+        row, sparse = _next(direction, states, cone, basis, gates, state, rows[-1])
         rows.append(row)
         certified.append(sparse)
 
@@ -90,11 +91,15 @@ def _next(
     basis: Float[Tensor, "P C"],
     gates: Float[Tensor, "P K"],
     state: State,
+    before: Float[Tensor, " P"],
 ) -> tuple[Float[Tensor, " P"], bool]:
-    """The frame behind a state, strength included, and whether its zeros and the state behind it certify it."""
+    """The frame behind a state, strength included, and whether its zeros and the state behind it certify it.
+
+    Frames that are not rectified have no least amounts; those of the frame before are near.
+    """
     row = state[0] @ states.frames
-    amounts = _least(row @ basis, states.firsts @ basis, cone.noise)
-    row, misfit = _carried_best(direction, gates, state, row, states.firsts, amounts)
+    starts = (_least(row @ basis, states.firsts @ basis, cone.noise), states.firsts @ before)
+    row, misfit = _carried_best(direction, gates, state, row, states.firsts, starts)
     length = float(row.norm())
     sharp, certified, moved = settle(cone, row)
     strength, residual = refine_strength(direction, sharp @ gates, state, length)
@@ -128,26 +133,38 @@ def _carried_best(
     state: State,
     row: Float[Tensor, " P"],
     firsts: Float[Tensor, "N P"],
-    amounts: Float[Tensor, " N"],
-    steps: int = 8,
+    starts: tuple[Float[Tensor, " N"], ...],
 ) -> tuple[Float[Tensor, " P"], float]:
     """The frame whose state leaves the span least, by Gauss-Newton on the amounts of first frames, and by how much.
 
-    Where the state was not carried on, no amounts bring it back, and those given stay.
+    Starts are tried in turn. Where the state was not carried on, no amounts bring it back, and the first ones stay.
     """
 
     def outside(at: Float[Tensor, "*M N"]) -> Float[Tensor, "*M J"]:
         return direction.outside_part(direction.step((row + at @ firsts) @ gates, state))
 
-    best, part = amounts, outside(amounts)
-    width = 1e-6 * float((row + amounts @ firsts).norm())
-    moves = width * torch.eye(len(amounts), dtype=row.dtype, device=row.device)
+    for start in starts:
+        amounts = _descend(outside, start, 1e-6 * float((row + start @ firsts).norm()))
+        misfit = float(outside(amounts).norm())
+        if misfit < CARRIED:
+            return row + amounts @ firsts, misfit
+    return row + starts[0] @ firsts, float(outside(starts[0]).norm())
+
+
+def _descend(
+    outside: Callable[[Float[Tensor, "*M N"]], Float[Tensor, "*M J"]],
+    amounts: Float[Tensor, " N"],
+    width: float,
+    steps: int = 8,
+) -> Float[Tensor, " N"]:
+    """Amounts at which a state leaves the span less, by Gauss-Newton with differences of a width."""
+    part = outside(amounts)
+    moves = width * torch.eye(len(amounts), dtype=amounts.dtype, device=amounts.device)
     for _ in range(steps):
-        slopes = (outside(best + moves) - part) / width  # (N, J)
+        slopes = (outside(amounts + moves) - part) / width  # (N, J)
         step = -torch.linalg.lstsq(slopes.T, part[:, None]).solution[:, 0]
-        there = outside(best + step)
+        there = outside(amounts + step)
         if float(there.norm()) > 0.999 * float(part.norm()):
             break
-        best, part = best + step, there
-    chosen = best if float(part.norm()) < CARRIED else amounts
-    return row + chosen @ firsts, float(outside(chosen).norm())
+        amounts, part = amounts + step, there
+    return amounts

@@ -47,6 +47,7 @@ class Evidence:
         frames: H by channel, frequency and frame, zero where units are not active.
         active: units of H above zero and not saturated.
         frame_weights: mu c'^2, zero in channels whose active units are in doubt.
+        dropped: a unit of H may be zero because it was dropped, which says nothing about it.
     """
 
     front: Front
@@ -55,6 +56,7 @@ class Evidence:
     frames: Float[Tensor, "O J P"]
     active: Bool[Tensor, "O J P"]
     frame_weights: Float[Tensor, "O J P"]
+    dropped: bool = False
 
     def predict(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "O J P"]:
         """What the second rectifier is given by features."""
@@ -69,6 +71,7 @@ def make_evidence(
     frames: Float[Tensor, "O J P"],
     active: Bool[Tensor, "O J P"],
     trusted: Bool[Tensor, "O 1 P"],
+    dropped: bool = False,
 ) -> Evidence:
     """Evidence whose two parts weigh alike everywhere.
 
@@ -79,10 +82,11 @@ def make_evidence(
         frames: H, rounding included.
         active: its units above zero and not saturated.
         trusted: channels of H whose active units are not in doubt, at frames that belong to an utterance.
+        dropped: units may be zero that are not.
     """
     known = torch.where(active | (frames >= 0.5 * front.clip), frames, 0.0)
     weights = FRAME_WEIGHT * trusted * second.mean(equations.lengths.square())
-    return Evidence(front, second, equations, known, active, weights)
+    return Evidence(front, second, equations, known, active, weights, dropped)
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ def _fit_features(
     slope = front.convolve_transposed(misfit, *features.shape)
     # Few steps and a plain diagonal leave what windows hardly see as it is: there the start is mostly error.
     energy = front.energy(clear.to(features), *features.shape)
-    return features + _conjugate_gradients(normal, -slope, lambda residual: residual / energy, steps)
+    return features + conjugate_gradients(normal, -slope, lambda residual: residual / energy, steps)
 
 
 def _look(evidence: Evidence, features: Float[Tensor, "T F"]) -> _Point:
@@ -213,9 +217,8 @@ def _look(evidence: Evidence, features: Float[Tensor, "T F"]) -> _Point:
     misfit = lengths * (activations - evidence.equations.nearest(activations))
     predicted = evidence.predict(features)
     saturated = evidence.frames >= front.clip
-    checked = (evidence.frame_weights > 0) & (
-        evidence.active | (predicted > 0) & ~saturated | saturated & (predicted < front.clip)
-    )
+    above = torch.zeros_like(saturated) if evidence.dropped else (predicted > 0) & ~saturated
+    checked = (evidence.frame_weights > 0) & (evidence.active | above | saturated & (predicted < front.clip))
     frame_misfit = torch.where(checked, predicted - evidence.frames, 0.0)
     cost = float(misfit.square().sum()) + float((evidence.frame_weights * frame_misfit.square()).sum())
     active = (before > 0) & (before < front.clip)
@@ -251,7 +254,7 @@ def _step(evidence: Evidence, here: _Point, most_steps: int = 60) -> _Point | No
         return rough.convolve_transposed(torch.where(here.active, seen, 0.0), *shape)
 
     precondition = preconditioner(rough, counted, *shape)
-    change = _conjugate_gradients(normal, (-slope / size).float(), precondition, most_steps, ENERGY)
+    change = conjugate_gradients(normal, (-slope / size).float(), precondition, most_steps, ENERGY)
     for part in (1.0, 0.5, 0.25, 0.1, 0.03):
         there = _look(evidence, here.features + part * size * change.double())
         if there.cost < here.cost:
@@ -259,7 +262,7 @@ def _step(evidence: Evidence, here: _Point, most_steps: int = 60) -> _Point | No
     return None
 
 
-def _conjugate_gradients(
+def conjugate_gradients(
     normal: Callable[[Tensor], Tensor],
     right: Float[Tensor, "T F"],
     precondition: Callable[[Tensor], Tensor],

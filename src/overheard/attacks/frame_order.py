@@ -83,6 +83,10 @@ def order_frames(
         return _timeline([(chain, _partner(chain, backward), len(chain.rows)) for chain in forward])
     if reached[1] == size:
         return _timeline([(None, chain, len(chain.rows)) for chain in backward])
+    if not forward and not backward:
+        return Stopped(
+            "the first frames of several utterances are told apart by their zeros, and these have too few", 0, 0
+        )
     names = ("path reaches", "path") if len(forward) == 1 else ("paths reach", "paths")
     reason = f"of {size} frames, the forward {names[0]} {reached[0]} and the backward {names[1]} {reached[1]}"
     return Stopped(reason, *reached)
@@ -95,11 +99,16 @@ def _chains(
     firsts = way.states.firsts
     if len(firsts) > 1:
         firsts = find_frames(part_of(cone, firsts), generator) @ firsts
-    signs = torch.where((firsts @ basis).sum(dim=1) < 0, -1.0, 1.0)
-    return [
-        follow_states(way.direction, way.states, cone, basis, sign * first, tolerance)
-        for sign, first in zip(signs, torch.nn.functional.normalize(firsts, dim=1), strict=True)
-    ]
+    chains = []
+    for first in torch.nn.functional.normalize(firsts, dim=1):
+        positive = -first if float((first @ basis).sum()) < 0 else first
+        chain = follow_states(way.direction, way.states, cone, basis, positive, tolerance)
+        if len(chain.rows) == 1:
+            # Frames that are not rectified may be negative in the mean.
+            other = follow_states(way.direction, way.states, cone, basis, -positive, tolerance)
+            chain = max(chain, other, key=lambda each: len(each.rows))
+        chains.append(chain)
+    return chains
 
 
 def _cut(chain: Chain) -> Chain:

@@ -30,11 +30,13 @@ from overheard.attacks.active_units import ActiveUnits, confirm_active, decide_a
 from overheard.attacks.chain import CARRIED
 from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evidence, solve_features, start_features
 from overheard.attacks.conv_front import folded, make_front, make_second
+from overheard.attacks.frame_features import solve_from_frames
 from overheard.attacks.frame_order import Stopped, Timeline, Way, order_frames
 from overheard.attacks.frames import refit_frames
 from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import relative_rounding
+from overheard.attacks.public_front import kind_of, run_front
 from overheard.attacks.rank import layer_matrix, numerical_rank
 from overheard.attacks.sparse_rays import make_cone
 from overheard.attacks.state_map import make_state_map
@@ -58,6 +60,11 @@ states lie much better, so this is tried where no chain comes about otherwise.""
 EXACT = 10.0
 """Multiples of the tolerance up to which features count as exact."""
 
+UNTOLD = 0.01
+"""Of features that were moved by several times as much and found again from there, the part that may stay moved."""
+
+DROPPED = 1e-3
+"""By so much at least dropout makes the units larger that it keeps."""
 
 LIKELY = 10.0
 """Error of features relative to the residual that they leave, at most: features at the edges are known less exactly."""
@@ -172,21 +179,34 @@ def _recover(
         frame_disagreement=timeline.disagreement,
         frames_by_utterance=list(timeline.lengths),
     )
-    if update.protocol.mode == "train" or model.config.norm != "batch":
+    front = kind_of(model, update.protocol.mode)
+    if front.mixes or (front.scale is None and not front.smooth):
+        others = "what is before the recurrence is neither smooth nor two convolutions with a rectifier behind each"
+        mixed = "the norm mixes frames, and only batch norm in evaluation mode is folded into the convolutions"
         return (
             f"the convolutions' outputs came back, {_listed(timeline.lengths)} frames in order, but not the features: "
-            "the norm mixes frames, and only batch norm in evaluation mode is folded into the convolutions"
+            f"{mixed if front.mixes else others}"
         )
     num_frames = _input_frames(model, timeline.lengths, declared)
     if num_frames is None:
         return f"no utterances of the declared lengths give {_listed(timeline.lengths)} output frames"
     utterances_at = line_up(model.config, num_frames, matrix.device)
-    solution = _features(model, update, matrix, basis, timeline, utterances_at, config, progress)
-    features = tuple(
-        _without_padding(model, solution.features[start:end], length)
-        for (start, end), length in zip(utterances_at.spans, timeline.lengths, strict=True)
-    )
-    return features, solution
+    if front.scale is None:
+        frames_of = run_front(model, update.protocol.mode)
+        nothing = matrix.new_zeros(num_frames[0], model.front_end.num_features)
+        solution = solve_from_frames(frames_of, timeline.coordinates @ basis, nothing, config.most_steps, generator)
+        progress.done("features", feature_residual=solution.residual, feature_steps=solution.steps)
+        if solution.change > UNTOLD:
+            return (
+                f"the convolutions' outputs came back, {_listed(timeline.lengths)} frames in order, but they do not "
+                f"tell the features: found again from elsewhere, those differ by {100 * solution.change:.2g} %"
+            )
+        parts = [solution.features]
+    else:
+        solution = _features(model, update, matrix, basis, timeline, utterances_at, config, progress, front.scale)
+        parts = [solution.features[start:end] for start, end in utterances_at.spans]
+    features = (_without_padding(model, part, count) for part, count in zip(parts, timeline.lengths, strict=True))
+    return tuple(features), solution
 
 
 def _timeline(
@@ -217,8 +237,9 @@ def _features(
     utterances: LineUp,
     config: SparseFramesConfig,
     progress: _Progress,
+    scale: float,
 ) -> FeatureSolution:
-    """Features from frames in order, with their strengths.
+    """Features from frames in order, with their strengths; `scale` as in `FrontKind`.
 
     Where some units were taken for active wrongly, the features come near the truth but do not fit; what they predict
     then tells those units apart, the zeros tell the frames more exactly, and the features are solved for again.
@@ -226,11 +247,11 @@ def _features(
     shape = (model.config.channels, model.config.num_frequencies, len(basis))
     num_features = model.front_end.num_features
     coordinates = timeline.coordinates
-    frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
+    frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape, scale)
     bias = update.gradient("convolutions.1.bias")
     decided = decide_active(frames, gradients, bias, model.config.clip)
     progress.done("active", units_changed=decided.changed, bias_residual=decided.residual)
-    evidence = _evidence(model, update, frames, gradients, decided, utterances)
+    evidence = _evidence(model, update, frames, gradients, decided, utterances, scale > 1 + DROPPED)
     start = start_features(evidence, len(utterances.features), num_features)
     progress.done("start", channels_left_out=int((~decided.sure).sum()))
     best = solve_features(evidence, start, config.most_steps, config.tolerance)
@@ -241,8 +262,8 @@ def _features(
         confirmed = confirm_active(decided.active, frames, gradients, bias, predicted)
         silent = ~confirmed.active & (frames < 0.5 * model.config.clip)
         coordinates = refit_frames(basis, coordinates, silent.flatten(0, 1).T)
-        frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
-        evidence = _evidence(model, update, frames, gradients, confirmed, utterances)
+        frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape, scale)
+        evidence = _evidence(model, update, frames, gradients, confirmed, utterances, scale > 1 + DROPPED)
         solved = solve_features(evidence, best.features, config.most_steps, config.tolerance)
         attempts += 1
         changed = int((confirmed.active != decided.active).sum())
@@ -276,17 +297,18 @@ def _frames_and_gradients(
     basis: Float[Tensor, "P C"],
     coordinates: Float[Tensor, "P P"],
     shape: tuple[int, int, int],
+    scale: float,
 ) -> tuple[Float[Tensor, "O J P"], Float[Tensor, "O J P"]]:
-    """H, and the gradient that each unit passes on to the convolution if it is active.
+    """H in front of dropout, and the gradient that each unit passes on to the convolution if it is active and kept.
 
     Delta' A R = dW_ih is solved for Delta, and W_ih' delta_t is the gradient by frame t.
     """
     delta = torch.linalg.solve(coordinates, matrix @ basis.T, left=False)  # (R, P)
     layer = model.recurrences[0]
     weights = torch.cat([layer.weight_ih_l0, layer.weight_ih_l0_reverse]).detach().double()  # pyright: ignore
-    scale, _ = folded(model, 1)
+    norm, _ = folded(model, 1)
     reached = (weights.T @ delta).reshape(shape)
-    return (coordinates @ basis).T.reshape(shape), reached * scale[:, None, None]
+    return (coordinates @ basis).T.reshape(shape) / scale, reached * (scale * norm)[:, None, None]
 
 
 def _evidence(
@@ -296,6 +318,7 @@ def _evidence(
     gradients: Float[Tensor, "O J P"],
     decided: ActiveUnits,
     utterances: LineUp,
+    dropped: bool,
 ) -> Evidence:
     """What is known for sure; channels in doubt are left out of the equations unless most are."""
     front = make_front(model, utterances)
@@ -311,7 +334,7 @@ def _evidence(
     told = placed(gradients * (decided.active & trusted[:, None, None]))
     equations = ActivationEquations(front, told, weight, (grid[1], grid[2]))
     seen = trusted[:, None, None] & utterances.outputs
-    return make_evidence(front, make_second(model), equations, placed(frames), placed(decided.active), seen)
+    return make_evidence(front, make_second(model), equations, placed(frames), placed(decided.active), seen, dropped)
 
 
 def _input_frames(

@@ -146,22 +146,27 @@ class DeepSpeech2(nn.Module):
         if self.training and self.config.norm == "batch" and int(lengths.sum()) < 2:
             found = f"one output frame from {num_frames.tolist()} input frames"
             raise InputError("num_frames", found, "batch norm in training needs two; give more frames, or use group")
-        hidden = self._convolved(features, num_frames.to(features.device))  # (T_out, N, channels * frequencies)
+        hidden = self.convolved(features, num_frames.to(features.device))  # (T_out, N, channels * frequencies)
         for index, recurrence in enumerate(self.recurrences):
             if index > 0:
                 hidden = _normalised(self.recurrence_norms[index - 1], hidden, lengths)
             hidden = recurrence(hidden, lengths).sum(dim=2)  # (T_out, N, H)
         return self.output(_normalised(self.output_norm, hidden, lengths)), lengths
 
-    def _convolved(self, features: Tensor, lengths: Tensor) -> Tensor:
+    def convolved(self, features: Float[Tensor, "T N F"], lengths: Int[Tensor, " N"]) -> Float[Tensor, "T_out N CK"]:
+        """What the first recurrence is given, zero behind each utterance's own frames."""
         values = without_padding(features, lengths).permute(1, 2, 0).unsqueeze(1)  # (N, 1, frequencies, T)
         geometry = zip(KERNELS, STRIDES, self.config.padding, strict=True)
         layers = zip(self.convolutions, self.convolution_norms, geometry, strict=True)
         for convolution, norm, (kernel, stride, padding) in layers:
             lengths = (lengths + 2 * padding[1] - kernel[1]) // stride[1] + 1
             # The norm returns zeros behind each utterance, so the next convolution sees there what it pads with.
-            values = functional.hardtanh(norm(convolution(values), lengths), 0.0, self.config.clip)
+            values = self.activated(norm(convolution(values), lengths))
         return values.permute(3, 0, 1, 2).flatten(2)
+
+    def activated(self, values: Tensor) -> Tensor:
+        """Behind each convolution; a subclass may have another activation, with nothing for zero."""
+        return functional.hardtanh(values, 0.0, self.config.clip)
 
 
 def _normalised(norm: nn.Module, hidden: Float[Tensor, "T N H"], lengths: Int[Tensor, " N"]) -> Float[Tensor, "T N H"]:
