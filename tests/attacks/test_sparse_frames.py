@@ -125,9 +125,15 @@ def test_a_batch_of_frames_without_zeros_is_refused() -> None:
     assert "told apart by their zeros" in str(attack(observe(model, spoken(32, 39))).reason)
 
 
-def test_fewer_units_than_features_are_not_enough() -> None:
-    model = with_activation(torch.tanh, channels=8)
-    assert "do not tell the features" in str(attack(observe(model, spoken(30)), most_steps=2).reason)
+@pytest.mark.parametrize("smooth", [False, True])
+def test_fewer_equations_than_features_are_not_enough(smooth: bool) -> None:
+    model = with_activation(torch.tanh, channels=8) if smooth else model_of(channels=4)
+    assert "too few with" in str(attack(observe(model, spoken(30))).reason)
+
+
+def test_features_that_frames_do_not_tell_are_not_returned() -> None:
+    model = with_activation(torch.tanh, channels=32)
+    assert "do not tell the features" in str(attack(observe(model, spoken(30)), most_steps=1).reason)
 
 
 class Dropped(DeepSpeech2):

@@ -23,6 +23,9 @@ FRAMES = 12
 SAME = 1e-6
 """Relative difference up to which two values in float64 are one."""
 
+SILENT = 1e-3
+"""Part of the mean of all units below which one counts as zero."""
+
 FEW_ZEROS = 0.1
 """Part of the units that are exactly zero below which a front counts as smooth."""
 
@@ -56,6 +59,21 @@ def kind_of(model: DeepSpeech2, mode: Mode) -> FrontKind:
     mixes = any(norm.training or not isinstance(norm, MaskedBatchNorm) for norm in norms)
     scale = None if mixes else _scale(model, noise, given)
     return FrontKind(scale, mixes, float((given == 0).double().mean()) < FEW_ZEROS)
+
+
+def hindrance_of(kind: FrontKind) -> str | None:
+    """Why features do not follow from frames; None where they may."""
+    if kind.mixes:
+        return "the norm mixes frames, and only batch norm in evaluation mode is folded into the convolutions"
+    if kind.scale is None and not kind.smooth:
+        return "what is before the recurrence is neither smooth nor two convolutions with a rectifier behind each"
+    return None
+
+
+def numbers_told(frames: Float[Tensor, "P C"], weight_update: Tensor | None) -> int:
+    """At most so many independent numbers about features: units that are not zero, and an update of weights."""
+    units = int((frames.abs() > SILENT * frames.abs().mean()).sum())
+    return units + (0 if weight_update is None else weight_update.numel())
 
 
 def run_front(model: DeepSpeech2, mode: Mode) -> Callable[[Float[Tensor, "T F"]], Float[Tensor, "P C"]]:

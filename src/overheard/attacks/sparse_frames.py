@@ -36,7 +36,7 @@ from overheard.attacks.frames import refit_frames
 from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import relative_rounding
-from overheard.attacks.public_front import kind_of, run_front
+from overheard.attacks.public_front import hindrance_of, kind_of, numbers_told, run_front
 from overheard.attacks.rank import layer_matrix, numerical_rank
 from overheard.attacks.sparse_rays import make_cone
 from overheard.attacks.state_map import make_state_map
@@ -180,16 +180,19 @@ def _recover(
         frames_by_utterance=list(timeline.lengths),
     )
     front = kind_of(model, update.protocol.mode)
-    if front.mixes or (front.scale is None and not front.smooth):
-        others = "what is before the recurrence is neither smooth nor two convolutions with a rectifier behind each"
-        mixed = "the norm mixes frames, and only batch norm in evaluation mode is folded into the convolutions"
-        return (
-            f"the convolutions' outputs came back, {_listed(timeline.lengths)} frames in order, but not the features: "
-            f"{mixed if front.mixes else others}"
-        )
+    partly = f"the convolutions' outputs came back, {_listed(timeline.lengths)} frames in order, but "
+    hindrance = hindrance_of(front)
+    if hindrance is not None:
+        return f"{partly}not the features: {hindrance}"
     num_frames = _input_frames(model, timeline.lengths, declared)
     if num_frames is None:
         return f"no utterances of the declared lengths give {_listed(timeline.lengths)} output frames"
+    weight = update.tensors["convolutions.1.weight"]
+    told = numbers_told(timeline.coordinates @ basis, None if front.scale is None else weight)
+    unknown = sum(num_frames) * model.front_end.num_features
+    if told < unknown:
+        channels = f"too few with {model.config.channels} channels"
+        return f"{partly}not the features: the update says at most {told} numbers about {unknown}, {channels}"
     utterances_at = line_up(model.config, num_frames, matrix.device)
     if front.scale is None:
         frames_of = run_front(model, update.protocol.mode)
@@ -197,10 +200,8 @@ def _recover(
         solution = solve_from_frames(frames_of, timeline.coordinates @ basis, nothing, config.most_steps, generator)
         progress.done("features", feature_residual=solution.residual, feature_steps=solution.steps)
         if solution.change > UNTOLD:
-            return (
-                f"the convolutions' outputs came back, {_listed(timeline.lengths)} frames in order, but they do not "
-                f"tell the features: found again from elsewhere, those differ by {100 * solution.change:.2g} %"
-            )
+            differ = f"found again from elsewhere, those differ by {100 * solution.change:.2g} %"
+            return f"{partly}they do not tell the features: {differ}"
         parts = [solution.features]
     else:
         solution = _features(model, update, matrix, basis, timeline, utterances_at, config, progress, front.scale)
