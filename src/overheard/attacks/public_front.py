@@ -26,7 +26,7 @@ SAME = 1e-6
 SILENT = 1e-3
 """Part of the mean of all units below which one counts as zero."""
 
-FEW_ZEROS = 0.1
+FEW_ZEROS = 0.01
 """Part of the units that are exactly zero below which a front counts as smooth."""
 
 
