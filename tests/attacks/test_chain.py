@@ -116,6 +116,18 @@ def test_few_zeros_are_enough() -> None:
     check(found.coordinates @ basis_of(frames), frames, atol=1e-4)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_frames_of_either_sign_come_in_order(cell: CellName) -> None:
+    frames = speech() - 0.02
+    for signed in (frames, -frames):
+        _, ways = heard(cell, signed)
+        found = order(basis_of(signed), ways)
+        assert isinstance(found, Timeline)
+        came = found.coordinates @ basis_of(signed)
+        # A tanh cell without biases hears the negative as its negative.
+        check(came.abs() if cell == "tanh" else came, signed.abs() if cell == "tanh" else signed, atol=3e-4)
+
+
 def test_two_utterances_are_told_apart() -> None:
     frames = speech()
     _, ways = heard("gru", frames[:6], frames[6:])
