@@ -49,6 +49,8 @@ class SearchConfig:
         starts: lengths that are refitted, and texts that local search starts from.
         kicks: relaxed solutions from which local search starts again where it has ended beside the text.
         evaluations: texts of a short utterance scored before the search gives up; see `limit`.
+        readings: prefixes kept in reading from either end, narrow and wide, where all else has failed.
+        most_read: output frames up to which that is tried.
     """
 
     beam: int = 32
@@ -59,6 +61,8 @@ class SearchConfig:
     starts: int = 6
     kicks: int = 12
     evaluations: int = 24000
+    readings: tuple[int, ...] = (6, 24)
+    most_read: int = 300
 
     def limit(self, frames: int) -> int:
         """Texts scored at most: of longer utterances fewer, as each takes longer, but no less than half as many."""

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from overheard.attacks.growing_texts import texts_from_ends
 from overheard.attacks.lattice_decoding import label_occupancy
 from overheard.attacks.output_layer import (
     FLOAT32,
@@ -216,6 +217,11 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         tried.append(_judged(search, config, text))
         if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
             break
+    for beam in config.readings if search.frames <= config.most_read else ():
+        if any(each.exact for each in tried):
+            break
+        search.score(texts_from_ends(evidence, search.symbols, beam))
+        tried.append(_judged(search, config, search.best()))
     return min(tried, key=lambda each: each.residual)
 
 
