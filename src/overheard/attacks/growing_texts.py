@@ -27,8 +27,9 @@ from overheard.attacks.prefix_marginals import (
     no_labels,
     together,
 )
-from overheard.attacks.text_search import Text
 from overheard.speech.alphabet import BLANK
+
+Text = tuple[int, ...]
 
 WINDOW = 12
 """Frames that a prefix is tested on at once."""

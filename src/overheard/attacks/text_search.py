@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from overheard.attacks.growing_texts import texts_from_ends
 from overheard.attacks.lattice_decoding import (
     average_label_occupancy,
     label_occupancy,
@@ -49,7 +50,7 @@ class SearchConfig:
         starts: lengths that are refitted, and texts that local search starts from.
         kicks: relaxed solutions from which local search starts again where it has ended beside the text.
         evaluations: texts of a short utterance scored before the search gives up; see `limit`.
-        readings: prefixes kept in reading from either end, narrow and wide, where all else has failed.
+        readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
         most_read: output frames up to which that is tried.
     """
 
@@ -61,7 +62,7 @@ class SearchConfig:
     starts: int = 6
     kicks: int = 12
     evaluations: int = 24000
-    readings: tuple[int, ...] = (6, 24)
+    readings: tuple[int, int] = (6, 24)
     most_read: int = 300
 
     def limit(self, frames: int) -> int:
@@ -134,7 +135,8 @@ def likely_symbols(evidence: FrameEvidence) -> list[int]:
 
 def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
     """Score texts until one is settled: from prefix beam search, then of every likely length by integer least squares,
-    refitted to themselves, then by local search from the best of these, then from a wider beam, which costs most.
+    refitted to themselves, then by local search from the best of these, then by reading from either end, then from a
+    wider beam, which costs most.
 
     Returns:
         texts that local search should start from, best first: the best of each way but local search, since texts of one
@@ -156,12 +158,19 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
         or settles(lambda: _from_prefixes(search, few))
         or settles(lambda: _by_lengths(search, config, settled))
         or settled(improve(search, config, search.best(), settled))
+        or settles(lambda: read_from_ends(search, config, config.readings[0]))
         or settles(lambda: _from_prefixes(search, many))
     ):
         return [search.best()]
     ranked = sorted(search.scores, key=lambda text: search.scores[text])
     starts = sorted(best[1:], key=lambda text: search.scores[text])
     return list(dict.fromkeys([*starts, *ranked]))[: config.starts]
+
+
+def read_from_ends(search: Search, config: SearchConfig, beam: int) -> None:
+    """Score readings from either end, and of both joined, where the utterance is not too long for it."""
+    if search.frames <= config.most_read:
+        search.score(texts_from_ends(search.evidence, search.symbols, beam))
 
 
 def _from_prefixes(search: Search, beam: int) -> None:

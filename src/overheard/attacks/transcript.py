@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from overheard.attacks.growing_texts import texts_from_ends
 from overheard.attacks.lattice_decoding import label_occupancy
 from overheard.attacks.output_layer import (
     FLOAT32,
@@ -43,6 +42,7 @@ from overheard.attacks.text_search import (
     kicked,
     likely_symbols,
     occupancies,
+    read_from_ends,
     start_texts,
 )
 from overheard.federation.client import client_update, settings_of
@@ -217,10 +217,8 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         tried.append(_judged(search, config, text))
         if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
             break
-    for beam in config.readings if search.frames <= config.most_read else ():
-        if any(each.exact for each in tried):
-            break
-        search.score(texts_from_ends(evidence, search.symbols, beam))
+    if not any(each.exact for each in tried):
+        read_from_ends(search, config, config.readings[1])
         tried.append(_judged(search, config, search.best()))
     return min(tried, key=lambda each: each.residual)
 
