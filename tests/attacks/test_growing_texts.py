@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from overheard.attacks.growing_texts import texts_from_ends
+from overheard.attacks.filled_gaps import filled_gaps
+from overheard.attacks.growing_texts import joined_readings, readings
 from overheard.attacks.occupancy_noise import LEAST, unit_noise
 from overheard.attacks.output_layer import FrameEvidence
 from overheard.attacks.prefix_marginals import (
@@ -29,6 +30,11 @@ def evidence_of(log_probs: Tensor, text: tuple[int, ...], generator: torch.Gener
     variances = torch.full((frames,), ERROR**2, dtype=torch.float64)
     rows = torch.ones(symbols, dtype=torch.float64)
     return FrameEvidence(log_probs, occupancy, occupancy, identity, ERROR, identity, variances, rows)
+
+
+def read(evidence: FrameEvidence) -> list[tuple[int, ...]]:
+    starts, ends = readings(evidence, list(range(1, 29)), 6)
+    return [*starts, *ends, *joined_readings(starts, ends)]
 
 
 def drawn(frames: int, symbols: int, spread: float, seed: int) -> tuple[Tensor, torch.Generator]:
@@ -107,12 +113,25 @@ def test_errors_become_independent_and_of_size_one() -> None:
 def test_short_texts_are_read(text: tuple[int, ...], seed: int) -> None:
     log_probs, generator = drawn(30, 29, 0.5, seed)
     evidence = evidence_of(log_probs, text, generator)
-    assert text in texts_from_ends(evidence, list(range(1, 29)), 6)
+    assert text in read(evidence)
+
+
+def test_readings_are_joined_where_they_share_labels() -> None:
+    assert (1, 2, 3, 4, 5, 6) in joined_readings([(1, 2, 3, 4, 9)], [(8, 3, 4, 5, 6)])
+    assert joined_readings([(1, 2)], [(3, 4)]) == []
+
+
+def test_the_middle_between_known_ends_is_filled() -> None:
+    """Both readings are right but for their last labels."""
+    log_probs, generator = drawn(26, 29, 0.5, 5)
+    text = tuple(torch.randint(1, 29, (10,), generator=generator).tolist())
+    evidence = evidence_of(log_probs, text, generator)
+    assert text in filled_gaps(evidence, list(range(1, 29)), (*text[:4], 9), (9, *text[7:]))
 
 
 @pytest.mark.parametrize("spread", [0.3, 3.0])
 def test_texts_of_unsure_and_of_sure_models_are_read(spread: float) -> None:
-    log_probs, generator = drawn(44, 29, spread, 4)
-    text = tuple(torch.randint(1, 29, (18,), generator=generator).tolist())
+    log_probs, generator = drawn(32, 29, spread, 4)
+    text = tuple(torch.randint(1, 29, (13,), generator=generator).tolist())
     evidence = evidence_of(log_probs, text, generator)
-    assert text in texts_from_ends(evidence, list(range(1, 29)), 6)
+    assert text in read(evidence)

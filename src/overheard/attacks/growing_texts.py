@@ -83,8 +83,8 @@ class Fit:
     states: int
 
 
-def texts_from_ends(evidence: FrameEvidence, symbols: list[int], beam: int) -> list[Text]:
-    """Readings from the beginning, from the end, and of both joined.
+def readings(evidence: FrameEvidence, symbols: list[int], beam: int) -> tuple[list[Text], list[Text]]:
+    """Texts read from the beginning and texts read from the end, best first.
 
     Args:
         evidence: of the output layer.
@@ -94,16 +94,16 @@ def texts_from_ends(evidence: FrameEvidence, symbols: list[int], beam: int) -> l
     heard = [BLANK, *symbols]
     noise = unit_noise(evidence, heard)
     target = torch.einsum("tij,tj->ti", noise, evidence.occupancy[:, heard])
-    forwards = _read(evidence.log_probs, noise, target, heard, beam)
-    backwards = _read(evidence.log_probs.flip(0), noise.flip(0), target.flip(0), heard, beam)
-    ends = [text[::-1] for text in backwards]
-    joined = [
-        text
-        for overlap in OVERLAPS
-        for start, end in product(forwards[:READINGS], ends[:READINGS])
-        for text in _joined(start, end, overlap)
-    ]
-    return list(dict.fromkeys([*forwards, *ends, *joined]))
+    starts = _read(evidence.log_probs, noise, target, heard, beam)
+    ends = _read(evidence.log_probs.flip(0), noise.flip(0), target.flip(0), heard, beam)
+    return starts, [text[::-1] for text in ends]
+
+
+def joined_readings(starts: list[Text], ends: list[Text]) -> list[Text]:
+    """Texts that begin as a reading from the beginning does and end as one from the end does, wherever both share a few
+    labels."""
+    pairs = product(starts[:READINGS], ends[:READINGS])
+    return list(dict.fromkeys(text for pair, overlap in product(pairs, OVERLAPS) for text in _joined(*pair, overlap)))
 
 
 def _joined(start: Text, end: Text, overlap: int) -> list[Text]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overheard.attacks.growing_texts import texts_from_ends
+from overheard.attacks.growing_texts import joined_readings, readings
 from overheard.attacks.lattice_decoding import (
     average_label_occupancy,
     label_occupancy,
@@ -52,6 +52,7 @@ class SearchConfig:
         evaluations: texts of a short utterance scored before the search gives up; see `limit`.
         readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
         most_read: output frames up to which that is tried.
+        fillings: texts with a gap filled that local search starts from, last of all.
     """
 
     beam: int = 32
@@ -64,6 +65,7 @@ class SearchConfig:
     evaluations: int = 24000
     readings: tuple[int, int] = (6, 24)
     most_read: int = 300
+    fillings: int = 6
 
     def limit(self, frames: int) -> int:
         """Texts scored at most: of longer utterances fewer, as each takes longer, but no less than half as many."""
@@ -167,10 +169,17 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
     return list(dict.fromkeys([*starts, *ranked]))[: config.starts]
 
 
-def read_from_ends(search: Search, config: SearchConfig, beam: int) -> None:
-    """Score readings from either end, and of both joined, where the utterance is not too long for it."""
-    if search.frames <= config.most_read:
-        search.score(texts_from_ends(search.evidence, search.symbols, beam))
+def read_from_ends(search: Search, config: SearchConfig, beam: int) -> tuple[Text, Text] | None:
+    """Score readings from either end, and of both joined; None where the utterance is too long for it.
+
+    Returns:
+        the best reading from the beginning, and from the end.
+    """
+    if search.frames > config.most_read:
+        return None
+    starts, ends = readings(search.evidence, search.symbols, beam)
+    search.score([*starts, *ends, *joined_readings(starts, ends)])
+    return starts[0], ends[0]
 
 
 def _from_prefixes(search: Search, beam: int) -> None:

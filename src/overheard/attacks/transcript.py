@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from overheard.attacks.filled_gaps import filled_gaps
 from overheard.attacks.lattice_decoding import label_occupancy
 from overheard.attacks.output_layer import (
     FLOAT32,
@@ -206,20 +207,27 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         score = search.scores[text]
         return score < gap and score <= sqrt(_floor(search, text) * gap)
 
-    tried: list[TextEvidence] = []
-    for start in start_texts(search, config, settled):
-        text = improve(search, config, start, settled)
+    def explored(text: Text, config: SearchConfig) -> TextEvidence:
+        text = improve(search, config, text, settled)
         while text == search.best() and not settled(text):
             better = kicked(search, config, text, settled)
             if better is None:
                 break
             text = better
-        tried.append(_judged(search, config, text))
+        return _judged(search, config, text)
+
+    tried: list[TextEvidence] = []
+    for start in start_texts(search, config, settled):
+        tried.append(explored(start, config))
         if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
             break
-    if not any(each.exact for each in tried):
-        read_from_ends(search, config, config.readings[1])
-        tried.append(_judged(search, config, search.best()))
+    if not any(each.exact for each in tried) and (ends := read_from_ends(search, config, config.readings[1])):
+        more = replace(config, evaluations=4 * config.evaluations)
+        if not settled(search.best()):
+            found = search.score(filled_gaps(evidence, search.symbols, *ends))
+            for text in sorted(found, key=lambda each: found[each])[: config.fillings]:
+                improve(search, more, text, settled)
+        tried.append(explored(search.best(), more))
     return min(tried, key=lambda each: each.residual)
 
 
