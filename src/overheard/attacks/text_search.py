@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from overheard.attacks.filled_gaps import filled_gaps
 from overheard.attacks.growing_texts import joined_readings, readings
 from overheard.attacks.lattice_decoding import (
     average_label_occupancy,
@@ -52,7 +53,7 @@ class SearchConfig:
         evaluations: texts of a short utterance scored before the search gives up; see `limit`.
         readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
         most_read: output frames up to which that is tried.
-        fillings: texts with a gap filled that local search starts from, last of all.
+        fillings: texts with a gap filled that local search starts from then.
     """
 
     beam: int = 32
@@ -160,7 +161,7 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
         or settles(lambda: _from_prefixes(search, few))
         or settles(lambda: _by_lengths(search, config, settled))
         or settled(improve(search, config, search.best(), settled))
-        or settles(lambda: read_from_ends(search, config, config.readings[0]))
+        or settles(lambda: from_ends(search, config, config.readings[0], settled))
         or settles(lambda: _from_prefixes(search, many))
     ):
         return [search.best()]
@@ -169,17 +170,19 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
     return list(dict.fromkeys([*starts, *ranked]))[: config.starts]
 
 
-def read_from_ends(search: Search, config: SearchConfig, beam: int) -> tuple[Text, Text] | None:
-    """Score readings from either end, and of both joined; None where the utterance is too long for it.
-
-    Returns:
-        the best reading from the beginning, and from the end.
-    """
+def from_ends(search: Search, config: SearchConfig, beam: int, settled: Settled) -> None:
+    """Score readings from either end and of both joined, then local search from texts that fill what lies between them,
+    until one is settled; nothing where the utterance is too long for it."""
     if search.frames > config.most_read:
-        return None
+        return
     starts, ends = readings(search.evidence, search.symbols, beam)
     search.score([*starts, *ends, *joined_readings(starts, ends)])
-    return starts[0], ends[0]
+    if settled(search.best()):
+        return
+    found = search.score(filled_gaps(search.evidence, search.symbols, starts[0], ends[0]))
+    for text in sorted(found, key=lambda each: found[each])[: config.fillings]:
+        if settled(improve(search, config, text, settled)):
+            return
 
 
 def _from_prefixes(search: Search, beam: int) -> None:

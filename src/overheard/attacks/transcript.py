@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from overheard.attacks.filled_gaps import filled_gaps
 from overheard.attacks.lattice_decoding import label_occupancy
 from overheard.attacks.output_layer import (
     FLOAT32,
@@ -39,11 +38,11 @@ from overheard.attacks.text_search import (
     SearchConfig,
     Text,
     edits,
+    from_ends,
     improve,
     kicked,
     likely_symbols,
     occupancies,
-    read_from_ends,
     start_texts,
 )
 from overheard.federation.client import client_update, settings_of
@@ -221,12 +220,9 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         tried.append(explored(start, config))
         if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
             break
-    if not any(each.exact for each in tried) and (ends := read_from_ends(search, config, config.readings[1])):
+    if not any(each.exact for each in tried):
         more = replace(config, evaluations=4 * config.evaluations)
-        if not settled(search.best()):
-            found = search.score(filled_gaps(evidence, search.symbols, *ends))
-            for text in sorted(found, key=lambda each: found[each])[: config.fillings]:
-                improve(search, more, text, settled)
+        from_ends(search, more, config.readings[1], settled)
         tried.append(explored(search.best(), more))
     return min(tried, key=lambda each: each.residual)
 
