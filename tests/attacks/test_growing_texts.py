@@ -21,15 +21,17 @@ from overheard.attacks.text_search import occupancies
 ERROR = 1e-7
 
 
-def evidence_of(log_probs: Tensor, text: tuple[int, ...], generator: torch.Generator) -> FrameEvidence:
+def evidence_of(
+    log_probs: Tensor, text: tuple[int, ...], generator: torch.Generator, error: float = ERROR
+) -> FrameEvidence:
     """Occupancies of a text with white errors."""
     frames, symbols = log_probs.shape
     occupancy = occupancies(log_probs, [text])[:, 0]
-    occupancy = occupancy + ERROR * torch.randn(frames, symbols, generator=generator, dtype=torch.float64)
+    occupancy = occupancy + error * torch.randn(frames, symbols, generator=generator, dtype=torch.float64)
     identity = torch.eye(frames, dtype=torch.float64)
-    variances = torch.full((frames,), ERROR**2, dtype=torch.float64)
+    variances = torch.full((frames,), error**2, dtype=torch.float64)
     rows = torch.ones(symbols, dtype=torch.float64)
-    return FrameEvidence(log_probs, occupancy, occupancy, identity, ERROR, identity, variances, rows)
+    return FrameEvidence(log_probs, occupancy, occupancy, identity, error, identity, variances, rows)
 
 
 def read(evidence: FrameEvidence) -> list[tuple[int, ...]]:
@@ -114,6 +116,14 @@ def test_short_texts_are_read(text: tuple[int, ...], seed: int) -> None:
     log_probs, generator = drawn(30, 29, 0.5, seed)
     evidence = evidence_of(log_probs, text, generator)
     assert text in read(evidence)
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-1])
+def test_neither_exact_nor_hopeless_occupancies_break_the_reading(error: float) -> None:
+    log_probs, generator = drawn(16, 29, 8.0, 6)
+    found = read(evidence_of(log_probs, (4, 4, 9), generator, error))
+    assert ((4, 4, 9) in found) == (error == 0.0)
+    assert all(len(text) <= 16 for text in found)
 
 
 def test_readings_are_joined_where_they_share_labels() -> None:

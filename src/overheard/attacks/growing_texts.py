@@ -55,6 +55,9 @@ USUAL = 20
 SPARE = 6
 """States kept beyond those that the fit needs."""
 
+RIDGE = 1e-13
+"""Part of the largest diagonal number that keeps a factorisation from failing."""
+
 READINGS = 4
 """Of each direction that are joined."""
 
@@ -68,7 +71,7 @@ class Fit:
 
     Attributes:
         design: (P, R, S).
-        factor: (P, S, S) Cholesky factor of design' design + 1.
+        factor: (P, S, S) Cholesky factor of design' design and a ridge.
         residual: (P, R).
         cost: (P,) chi-square.
         newest: (P,) mean square residual of the last frame.
@@ -137,8 +140,10 @@ def _read(
             fit = _fit(designs(groups[-1], frame, WINDOW, noise, rows), wanted, len(symbols))
             costs += fit.cost.tolist()
             states = max(states, fit.states)
+            if len(groups) > AT_A_FRAME:
+                break
             longer = _longer(groups[-1], fit, log_probs, labels, frame, noise, rows, width, known)
-            if longer is None or len(groups) > AT_A_FRAME:
+            if longer is None:
                 break
             known |= set(longer.texts)
             groups.append(longer)
@@ -156,8 +161,10 @@ def _read(
 
 def _fit(design: Float[Tensor, "P R S"], wanted: Float[Tensor, " R"], num_symbols: int) -> Fit:
     """Least squares over masses of states, which are about 1 at most."""
-    identity = torch.eye(design.shape[2], dtype=design.dtype, device=design.device)
-    factor = torch.linalg.cholesky(design.mT @ design + identity)
+    gram = design.mT @ design
+    # A ridge of 1 is what is meant; beside errors of 1e-9 it is below what factorising rounds.
+    ridge = 1.0 + RIDGE * gram.diagonal(dim1=1, dim2=2).amax(dim=1)
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(ridge[:, None].expand(gram.shape[:2])))
     pulls = design.mT @ wanted
     turned = torch.linalg.solve_triangular(factor, pulls[:, :, None], upper=False)
     masses = torch.linalg.solve_triangular(factor.mT, turned, upper=True)[:, :, 0]
@@ -224,5 +231,5 @@ def _gains(fit: Fit, parents: list[int], design: Float[Tensor, "P R two K"]) -> 
     seen = seen.unflatten(2, design.shape[2:])
     gram = torch.einsum("prik,prjk->pkij", design, design) - torch.einsum("psik,psjk->pkij", seen, seen)
     gram = gram + torch.eye(2, dtype=gram.dtype, device=gram.device)
-    solved = torch.linalg.solve(gram, pulls.transpose(1, 2)[..., None])[..., 0]
-    return (solved * pulls.transpose(1, 2)).sum(dim=2)
+    solved = torch.linalg.solve_ex(gram, pulls.transpose(1, 2)[..., None])[0][..., 0]
+    return torch.nan_to_num((solved * pulls.transpose(1, 2)).sum(dim=2))
