@@ -106,6 +106,20 @@ def test_frames_that_are_nearly_one_are_told_apart() -> None:
     check(found.coordinates @ basis_of(frames), frames, atol=3e-4)
 
 
+def test_the_state_behind_the_last_frame_says_nothing_about_it() -> None:
+    """In silence the state hardly moves, so that the last one is near the span of those before it."""
+    frames = speech()
+    for place in (6, 7, 8, 9):
+        frames[place] = frames[place - 1] + 0.02 * frames[place]
+    _, (way, _) = heard("gru", frames)
+    basis = basis_of(frames)
+    first = torch.nn.functional.normalize(frames[0] @ basis.T, dim=0)
+    chain = follow_states(way.direction, way.states, make_cone(basis, 0.35, 0.0), basis, first, 1e-3)
+    assert chain.residuals[-1] < 0.03
+    assert not chain.certified[-1]
+    check(chain.rows @ basis, frames, atol=1e-4)
+
+
 def test_few_zeros_are_enough() -> None:
     frames = sparse_frames(COUNT, UNITS, seed=3) + 0.05
     frames[:, ::10] = sparse_frames(COUNT, UNITS // 10, seed=4)
