@@ -24,20 +24,23 @@ def speech(seed: int = 0) -> torch.Tensor:
 
 
 def heard(cell: CellName, *utterances: torch.Tensor, noise: float = 0.0) -> tuple[Recurrence, tuple[Way, Way]]:
-    """A layer that has heard utterances, and what its update, noise relative to its size added, says of each way."""
+    """A layer that has heard utterances, and what its update, noise relative to its size added, says of each way.
+
+    The layer's own gradients are that update.
+    """
     generator = torch.Generator().manual_seed(1)
     layer = Recurrence(cell, UNITS, HIDDEN, bias=False, generator=generator).double()
     for frames in utterances:
         states = layer(frames[:, None])[:, 0]
         (states * torch.randn(states.shape, generator=generator, dtype=torch.float64)).sum().backward()
+    for weight in layer.parameters():
+        assert weight.grad is not None
+        drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        weight.grad += noise * weight.grad.norm() / drawn.norm() * drawn
     basis = basis_of(torch.cat(utterances))
 
     def way(suffix: str) -> Way:
-        updates = [getattr(layer, f"weight_{kind}_l0{suffix}").grad for kind in ("ih", "hh")]
-        drawn = [torch.randn(update.shape, generator=generator, dtype=update.dtype) for update in updates]
-        into_gates, recurrent = (
-            update + noise * update.norm() / each.norm() * each for update, each in zip(updates, drawn, strict=True)
-        )
+        into_gates, recurrent = (getattr(layer, f"weight_{kind}_l0{suffix}").grad for kind in ("ih", "hh"))
         direction = make_direction(layer, suffix, recurrent, len(basis) - len(utterances))
         return Way(direction, make_state_map(cell, into_gates, recurrent, basis, len(utterances)))
 

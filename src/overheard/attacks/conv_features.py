@@ -14,7 +14,6 @@ convolution's update (`activation_equations`), for z = clamp(W_1 * x + b_1) and 
                 648 and 2,500 equations stand against 514 unknowns for each output frame.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from overheard.attacks.activation_equations import ActivationEquations
+from overheard.attacks.conjugate_gradients import conjugate_gradients
 from overheard.attacks.conv_front import Front, Second
 from overheard.attacks.edge_features import preconditioner
 
@@ -44,7 +44,7 @@ class Evidence:
         front: the first layer.
         second: the second layer.
         equations: what its update says about activations.
-        frames: H by channel, frequency and frame, zero where units are not active.
+        frames: H by channel, frequency and frame, zero or saturated where units are not active.
         active: units of H above zero and not saturated.
         frame_weights: mu c'^2, zero in channels whose active units are in doubt.
     """
@@ -80,7 +80,9 @@ def make_evidence(
         active: its units above zero and not saturated.
         trusted: channels of H whose active units are not in doubt, at frames that belong to an utterance.
     """
-    known = torch.where(active | (frames >= 0.5 * front.clip), frames, 0.0)
+    # A unit that passes nothing on is exactly zero or exactly saturated, whatever rounding made of it.
+    silent = torch.where(frames >= 0.5 * front.clip, front.clip, torch.zeros_like(frames))
+    known = torch.where(active, frames, silent)
     weights = FRAME_WEIGHT * trusted * second.mean(equations.lengths.square())
     return Evidence(front, second, equations, known, active, weights)
 
@@ -202,7 +204,7 @@ def _fit_features(
     slope = front.convolve_transposed(misfit, *features.shape)
     # Few steps and a plain diagonal leave what windows hardly see as it is: there the start is mostly error.
     energy = front.energy(clear.to(features), *features.shape)
-    return features + _conjugate_gradients(normal, -slope, lambda residual: residual / energy, steps)
+    return features + conjugate_gradients(normal, -slope, lambda residual: residual / energy, steps)
 
 
 def _look(evidence: Evidence, features: Float[Tensor, "T F"]) -> _Point:
@@ -251,33 +253,9 @@ def _step(evidence: Evidence, here: _Point, most_steps: int = 60) -> _Point | No
         return rough.convolve_transposed(torch.where(here.active, seen, 0.0), *shape)
 
     precondition = preconditioner(rough, counted, *shape)
-    change = _conjugate_gradients(normal, (-slope / size).float(), precondition, most_steps, ENERGY)
+    change = conjugate_gradients(normal, (-slope / size).float(), precondition, most_steps, ENERGY)
     for part in (1.0, 0.5, 0.25, 0.1, 0.03):
         there = _look(evidence, here.features + part * size * change.double())
         if there.cost < here.cost:
             return there
     return None
-
-
-def _conjugate_gradients(
-    normal: Callable[[Tensor], Tensor],
-    right: Float[Tensor, "T F"],
-    precondition: Callable[[Tensor], Tensor],
-    steps: int,
-    rest: float = 1e-6,
-) -> Float[Tensor, "T F"]:
-    """Solve normal(x) = right."""
-    solution, residual = torch.zeros_like(right), right
-    direction = scaled = precondition(residual)
-    energy = first = float((residual * scaled).sum())
-    for _ in range(steps):
-        if energy <= rest * first:
-            break
-        along = normal(direction)
-        length = energy / float((direction * along).sum())
-        solution = solution + length * direction
-        residual = residual - length * along
-        scaled = precondition(residual)
-        before, energy = energy, float((residual * scaled).sum())
-        direction = scaled + energy / before * direction
-    return solution

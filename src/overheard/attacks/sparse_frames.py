@@ -32,10 +32,12 @@ from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evid
 from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_order import Stopped, Timeline, Way, order_frames
 from overheard.attacks.frames import refit_frames
+from overheard.attacks.joint_frames import fit_frames
 from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import relative_rounding
-from overheard.attacks.rank import layer_matrix, numerical_rank
+from overheard.attacks.rank import layer_matrix
+from overheard.attacks.row_span import RowSpan, find_row_span
 from overheard.attacks.sparse_rays import make_cone
 from overheard.attacks.state_map import make_state_map
 from overheard.attacks.trajectory import make_direction
@@ -150,18 +152,17 @@ def _recover(
     matrix = layer_matrix(update, LAYER, model.recurrences[0])
     assert matrix is not None
     precision = relative_rounding(model, update, f"{LAYER}.weight_ih_l0")
-    rank = numerical_rank(matrix, max(precision, LEAST_PRECISION))
-    count, utterances = rank.rank, update.protocol.num_utterances
+    span = find_row_span(matrix, max(precision, LEAST_PRECISION), generator)
+    count, utterances = span.rank.rank, update.protocol.num_utterances
     most = min(min(matrix.shape) - 1, model.config.hidden_size - SPARE_STATES + utterances - 1)
-    progress.done("rank", output_frames=count, rank_margin=rank.margin)
+    progress.done("rank", output_frames=count, rank_margin=span.rank.margin)
     if count == 0 or count > most:
         return f"the recurrence was shown {count} frames or more; up to {most} can be told apart"
     declared = observation.prior.num_frames
     if declared is not None and sum(map(model.config.output_length, declared)) != count:
         return f"no utterance of the declared length gives {count} output frames"
-    basis, noise = _row_basis(matrix, count, generator)
-    progress.done("span")
-    timeline = _timeline(model, update, basis, noise, config, generator)
+    ways = _ways(model, update, span)
+    timeline = _timeline(span, ways, config, generator)
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason
@@ -172,6 +173,8 @@ def _recover(
         frame_disagreement=timeline.disagreement,
         frames_by_utterance=list(timeline.lengths),
     )
+    fitted = fit_frames(matrix / span.row_noise[:, None], span.basis, timeline, ways)
+    progress.done("frames", pair_misfit=list(fitted.misfit))
     if update.protocol.mode == "train" or model.config.norm != "batch":
         return (
             f"the convolutions' outputs came back, {_listed(timeline.lengths)} frames in order, but not the features: "
@@ -181,7 +184,7 @@ def _recover(
     if num_frames is None:
         return f"no utterances of the declared lengths give {_listed(timeline.lengths)} output frames"
     utterances_at = line_up(model.config, num_frames, matrix.device)
-    solution = _features(model, update, matrix, basis, timeline, utterances_at, config, progress)
+    solution = _features(model, update, matrix, span.basis, fitted.coordinates, utterances_at, config, progress)
     features = tuple(
         _without_padding(model, solution.features[start:end], length)
         for (start, end), length in zip(utterances_at.spans, timeline.lengths, strict=True)
@@ -190,19 +193,13 @@ def _recover(
 
 
 def _timeline(
-    model: DeepSpeech2,
-    update: ClientUpdate,
-    basis: Float[Tensor, "P C"],
-    noise: float,
-    config: SparseFramesConfig,
-    generator: torch.Generator,
+    span: RowSpan, ways: tuple[Way, Way], config: SparseFramesConfig, generator: torch.Generator
 ) -> Timeline | Stopped:
     """All frames in order, by the strictest tolerance at which they come about."""
-    ways = _ways(model, update, basis)
-    cone = make_cone(basis, config.zero_share, noise)
+    cone = make_cone(span.basis, config.zero_share, span.blur)
     blurred = min(BLURRED * max(way.direction.blur for way in ways), CARRIED)
     for tolerance in (config.state_tolerance, max(config.state_tolerance, blurred)):
-        timeline = order_frames(basis, cone, ways, tolerance, generator)
+        timeline = order_frames(span.basis, cone, ways, tolerance, generator)
         if isinstance(timeline, Timeline):
             break
     return timeline
@@ -213,7 +210,7 @@ def _features(
     update: ClientUpdate,
     matrix: Float[Tensor, "R C"],
     basis: Float[Tensor, "P C"],
-    timeline: Timeline,
+    coordinates: Float[Tensor, "P P"],
     utterances: LineUp,
     config: SparseFramesConfig,
     progress: _Progress,
@@ -225,7 +222,6 @@ def _features(
     """
     shape = (model.config.channels, model.config.num_frequencies, len(basis))
     num_features = model.front_end.num_features
-    coordinates = timeline.coordinates
     frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
     bias = update.gradient("convolutions.1.bias")
     decided = decide_active(frames, gradients, bias, model.config.clip)
@@ -336,33 +332,20 @@ def _listed(lengths: tuple[int, ...]) -> str:
     return " and ".join(map(str, lengths))
 
 
-def _row_basis(
-    matrix: Float[Tensor, "R C"], rank: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "K C"], float]:
-    """Orthonormal rows that span the `rank` strongest directions (Halko et al. 2011, algorithm 5.1).
+def _ways(model: DeepSpeech2, update: ClientUpdate, span: RowSpan) -> tuple[Way, Way]:
+    """Both directions; all states but last ones were carried on, which says the rank where no gap shows it.
 
-    Also the norm of what noise, read off the rest of the matrix, makes of a column of them in the mean.
+    What a row of the recurrent weight's update sums is as rough as in the row of the input weight's beside it.
     """
-    width = min(rank + 32, *matrix.shape)
-    mix = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype, device=matrix.device)
-    for _ in range(2):
-        left = torch.linalg.qr(matrix @ mix).Q
-        mix = torch.linalg.qr(matrix.T @ left).Q
-    _, values, rows = torch.linalg.svd(left.T @ matrix, full_matrices=False)
-    basis = rows[:rank]
-    rest = matrix - (matrix @ basis.T) @ basis
-    free = (matrix.shape[0] - rank) * (matrix.shape[1] - rank)
-    return basis, float(rest.norm() / max(1, free) ** 0.5 * (1 / values[:rank]).norm())
-
-
-def _ways(model: DeepSpeech2, update: ClientUpdate, basis: Float[Tensor, "P C"]) -> tuple[Way, Way]:
-    """Both directions; all states but last ones were carried on, which says the rank where no gap shows it."""
     layer, utterances = model.recurrences[0], update.protocol.num_utterances
     assert isinstance(layer, Recurrence)
 
-    def way(suffix: str) -> Way:
-        into_gates, recurrent = (update.gradient(f"{LAYER}.weight_{kind}_l0{suffix}") for kind in ("ih", "hh"))
-        direction = make_direction(layer, suffix, recurrent, len(basis) - utterances)
-        return Way(direction, make_state_map(layer.cell, into_gates, recurrent, basis, utterances))
+    def way(suffix: str, noise: Float[Tensor, " K"]) -> Way:
+        into_gates, recurrent = (
+            update.gradient(f"{LAYER}.weight_{kind}_l0{suffix}") / noise[:, None] for kind in ("ih", "hh")
+        )
+        direction = make_direction(layer, suffix, recurrent, len(span.basis) - utterances)
+        return Way(direction, make_state_map(layer.cell, into_gates, recurrent, span.basis, utterances))
 
-    return way(""), way("_reverse")
+    forward, backward = span.row_noise.chunk(2)
+    return way("", forward), way("_reverse", backward)
