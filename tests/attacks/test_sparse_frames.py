@@ -132,6 +132,17 @@ def test_sums_of_gradients_decide_doubtful_units() -> None:
     assert found.changed >= 1
 
 
+def test_sums_tell_how_far_above_noise_a_unit_must_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    units = torch.randn(8, 9, 30, generator=generator, dtype=torch.float64).clamp(min=0.0)
+    gradients = torch.randn(8, 9, 30, generator=generator, dtype=torch.float64)
+    noise = 1e-3
+    units = torch.where(units > 8 * noise, units, 0.0)
+    seen = units + noise * torch.randn(units.shape, generator=generator, dtype=torch.float64)
+    found = decide_active(seen, gradients, (gradients * (units > 0)).sum((1, 2)), clip=20.0)
+    assert torch.equal(found.active, units > 0)
+
+
 @pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])
 def test_the_equations_hold_for_the_models_own_activations(padding: tuple[tuple[int, int], tuple[int, int]]) -> None:
     model, batch = model_of(padding=padding), spoken(36)

@@ -61,6 +61,12 @@ class Evidence:
         activations = self.front.pre_activations(features).clamp(0.0, self.front.clip)
         return self.second.convolve(activations) + self.second.bias[:, None, None]
 
+    def checked(self, predicted: Float[Tensor, "O J P"]) -> Bool[Tensor, "O J P"]:
+        """Units of H that count: active ones and those wrongly predicted to be."""
+        saturated = self.frames >= self.front.clip
+        wrong = (predicted > 0) & ~saturated | saturated & (predicted < self.front.clip)
+        return (self.frame_weights > 0) & (self.active | wrong)
+
 
 def make_evidence(
     front: Front,
@@ -114,7 +120,7 @@ class _Point:
         features: (T, F).
         active: units of z above zero and not saturated.
         misfit: c (z - z*), z* the nearest solution of M z = dW.
-        checked: units of H that count: active ones and those wrongly predicted to be.
+        checked: units of H that count.
         frame_misfit: of the units that count.
         cost: the sum that is minimised.
         size: |c z|^2.
@@ -214,10 +220,7 @@ def _look(evidence: Evidence, features: Float[Tensor, "T F"]) -> _Point:
     lengths = evidence.equations.lengths
     misfit = lengths * (activations - evidence.equations.nearest(activations))
     predicted = evidence.predict(features)
-    saturated = evidence.frames >= front.clip
-    checked = (evidence.frame_weights > 0) & (
-        evidence.active | (predicted > 0) & ~saturated | saturated & (predicted < front.clip)
-    )
+    checked = evidence.checked(predicted)
     frame_misfit = torch.where(checked, predicted - evidence.frames, 0.0)
     cost = float(misfit.square().sum()) + float((evidence.frame_weights * frame_misfit.square()).sum())
     active = (before > 0) & (before < front.clip)

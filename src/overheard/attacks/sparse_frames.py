@@ -31,8 +31,8 @@ from overheard.attacks.chain import CARRIED
 from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evidence, solve_features, start_features
 from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_order import Stopped, Timeline, Way, order_frames
-from overheard.attacks.frames import refit_frames
 from overheard.attacks.joint_frames import fit_frames
+from overheard.attacks.last_frames import fitted_ends, open_frames, small_ends
 from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import relative_rounding
@@ -113,9 +113,14 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
     if isinstance(found, str):
         return Reconstruction("sparse_frames", reason=found, settings=settings, diagnostics=diagnostics)
     features, solution = found
-    exact = solution.residual <= EXACT * config.tolerance
+    diagnostics |= {
+        "feature_residual": solution.residual,
+        "frame_residual": solution.frame_residual,
+        "feature_steps": solution.steps,
+    }
+    exact = _exact(solution, config)
     contradicted = f"the features found contradict {solution.residual:.1e} of the activations that the update tells"
-    diagnostics["likely_errors"] = [max(solution.change, LIKELY * solution.residual)] * len(features)
+    diagnostics["likely_errors"] = [_likely_error(solution)] * len(features)
     return Reconstruction(
         attack="sparse_frames",
         features=features,
@@ -125,6 +130,14 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
         settings=settings,
         diagnostics=diagnostics,
     )
+
+
+def _exact(solution: FeatureSolution, config: SparseFramesConfig) -> bool:
+    return solution.residual <= EXACT * config.tolerance
+
+
+def _likely_error(solution: FeatureSolution) -> float:
+    return max(solution.change, LIKELY * solution.residual)
 
 
 def _hindrance(observation: Observation) -> str | None:
@@ -184,10 +197,17 @@ def _recover(
     if num_frames is None:
         return f"no utterances of the declared lengths give {_listed(timeline.lengths)} output frames"
     utterances_at = line_up(model.config, num_frames, matrix.device)
-    solution = _features(model, update, matrix, span.basis, fitted.coordinates, utterances_at, config, progress)
+    solution, evidence = _features(
+        model, update, matrix, span.basis, fitted.coordinates, utterances_at, config, progress
+    )
+    spare = open_frames(model.config, utterances_at, timeline.lengths) if declared is None else (0,) * utterances
+    if _exact(solution, config):
+        lacking = small_ends(solution.features, utterances_at, spare, _likely_error(solution))
+    else:
+        solution, lacking = fitted_ends(evidence, solution, utterances_at, spare, config.tolerance)
+    progress.done("last frames")
     features = tuple(
-        _without_padding(model, solution.features[start:end], length)
-        for (start, end), length in zip(utterances_at.spans, timeline.lengths, strict=True)
+        solution.features[start : end - count] for (start, end), count in zip(utterances_at.spans, lacking, strict=True)
     )
     return features, solution
 
@@ -214,11 +234,11 @@ def _features(
     utterances: LineUp,
     config: SparseFramesConfig,
     progress: _Progress,
-) -> FeatureSolution:
-    """Features from frames in order, with their strengths.
+) -> tuple[FeatureSolution, Evidence]:
+    """Features from frames in order, with their strengths, and what they were solved from.
 
     Where some units were taken for active wrongly, the features come near the truth but do not fit; what they predict
-    then tells those units apart, the zeros tell the frames more exactly, and the features are solved for again.
+    then tells those units apart, and the features are solved for again.
     """
     shape = (model.config.channels, model.config.num_frequencies, len(basis))
     num_features = model.front_end.num_features
@@ -232,38 +252,19 @@ def _features(
     best = solve_features(evidence, start, config.most_steps, config.tolerance)
     progress.done("features")
     attempts = 1
-    while attempts < config.attempts and best.residual > EXACT * config.tolerance:
+    while attempts < config.attempts and not _exact(best, config):
         predicted = evidence.predict(best.features)[..., utterances.outputs]
         confirmed = confirm_active(decided.active, frames, gradients, bias, predicted)
-        silent = ~confirmed.active & (frames < 0.5 * model.config.clip)
-        coordinates = refit_frames(basis, coordinates, silent.flatten(0, 1).T)
-        frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
-        evidence = _evidence(model, update, frames, gradients, confirmed, utterances)
-        solved = solve_features(evidence, best.features, config.most_steps, config.tolerance)
+        anew = _evidence(model, update, frames, gradients, confirmed, utterances)
+        solved = solve_features(anew, best.features, config.most_steps, config.tolerance)
         attempts += 1
         changed = int((confirmed.active != decided.active).sum())
         progress.done(f"features {attempts}", units_confirmed=changed, channels_left_out=int((~confirmed.sure).sum()))
         if solved.residual > 0.9 * best.residual:
             break
-        best, decided = solved, confirmed
-    progress.diagnostics |= {
-        "feature_residual": best.residual,
-        "frame_residual": best.frame_residual,
-        "feature_steps": best.steps,
-        "attempts": attempts,
-    }
-    return best
-
-
-def _without_padding(model: DeepSpeech2, features: Float[Tensor, "T F"], length: int) -> Float[Tensor, "_ F"]:
-    """The longest utterance with so many output frames was assumed; what it has too much came out as the padding."""
-    scale_of_all = float(features.square().mean().sqrt())
-    while (
-        model.config.output_length(len(features) - 1) == length
-        and float(features[-1].square().mean().sqrt()) < 1e-2 * scale_of_all
-    ):
-        features = features[:-1]
-    return features
+        best, decided, evidence = solved, confirmed, anew
+    progress.done("features", attempts=attempts)
+    return best, evidence
 
 
 def _frames_and_gradients(
