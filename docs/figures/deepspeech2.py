@@ -55,7 +55,7 @@ def main(corpus: Path, utterance: str) -> None:
     shape = (model.config.channels, model.config.num_frequencies, found.rank)
     units, gradients = sparse_frames._frames_and_gradients(model, matrix, basis, timeline.coordinates, shape)
     bias = update.gradient("convolutions.1.bias")
-    decided = decide_active(units, gradients, bias, model.config.clip)
+    decided = decide_active(units, fitted.noise.T.reshape(shape), gradients, bias, model.config.clip)
     draw_active(units, decided.active)
 
     true = truth.utterances[0].features

@@ -47,6 +47,9 @@ def test_several_utterances_and_noise() -> None:
     fitted = fit(layer, ways, basis, timeline)
     assert off(fitted.coordinates, true) < 0.3 * off(timeline.coordinates, true)
     assert fitted.misfit[1] < 3
+    silent = fitted.coordinates @ basis - true @ basis
+    ratio = (silent / fitted.noise)[:, frames.amax(dim=0) > 0]
+    assert 0.1 < float(ratio.square().mean().sqrt()) < 3
 
 
 def test_frames_of_something_else_stay_and_their_misfit_shows_it() -> None:

@@ -127,7 +127,7 @@ def test_sums_of_gradients_decide_doubtful_units() -> None:
     doubtful = truth.nonzero()[[3, 40, 90]].T
     seen[tuple(doubtful)] = torch.tensor([2e-6, 1e-5, 5e-6], dtype=torch.float64)
     bias = (gradients * truth).sum((1, 2)) * (1 + 1e-7)
-    found = decide_active(seen, gradients, bias, clip=20.0)
+    found = decide_active(seen, torch.full_like(seen, 1e-6), gradients, bias, clip=20.0)
     assert torch.equal(found.active, truth)
     assert found.changed >= 1
 
@@ -139,7 +139,9 @@ def test_sums_tell_how_far_above_noise_a_unit_must_be() -> None:
     noise = 1e-3
     units = torch.where(units > 8 * noise, units, 0.0)
     seen = units + noise * torch.randn(units.shape, generator=generator, dtype=torch.float64)
-    found = decide_active(seen, gradients, (gradients * (units > 0)).sum((1, 2)), clip=20.0)
+    found = decide_active(
+        seen, torch.full_like(seen, noise), gradients, (gradients * (units > 0)).sum((1, 2)), clip=20.0
+    )
     assert torch.equal(found.active, units > 0)
 
 

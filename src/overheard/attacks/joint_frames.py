@@ -44,10 +44,12 @@ class JointFrames:
 
     Attributes:
         coordinates: of the frames in the basis, strengths included; (P, P).
+        noise: standard deviation of each unit of the frames, (P, C).
         misfit: of the pairs, root mean square in standard deviations of their noise, before and after.
     """
 
     coordinates: Float[Tensor, "P P"]
+    noise: Float[Tensor, "P C"]
     misfit: tuple[float, float]
 
 
@@ -78,7 +80,8 @@ def fit_frames(
         rows = fitted
         if squares[1] > SETTLED * squares[0]:
             break
-    return JointFrames(rows, (first, last))
+    sizes = noise(rows)
+    return JointFrames(rows, sizes * _excess(rows @ basis, sizes), (first, last))
 
 
 def _unit_noise(
@@ -145,10 +148,14 @@ def _step(
 
 def _zero_weights(units: Float[Tensor, "P C"], noise: Float[Tensor, "P C"]) -> Float[Tensor, "P C"]:
     """How much each unit counts as a zero."""
-    relative = units / noise
-    below = torch.where(units < 0, -relative, torch.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num()
-    gate = GATE * (below / BELOW).clamp(min=1.0)
-    return (noise * (1 + (relative / gate).square())).square().reciprocal()
+    gate = GATE * _excess(units, noise)
+    return (noise * (1 + (units / noise / gate).square())).square().reciprocal()
+
+
+def _excess(units: Float[Tensor, "P C"], noise: Float[Tensor, "P C"]) -> Float[Tensor, "P 1"]:
+    """How many times as far as noise puts them units of each frame lie below zero; 1 at least."""
+    below = torch.where(units < 0, -units / noise, torch.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num()
+    return (below / BELOW).clamp(min=1.0)
 
 
 def _pairs(

@@ -31,7 +31,7 @@ from overheard.attacks.chain import CARRIED
 from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evidence, solve_features, start_features
 from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_order import Stopped, Timeline, Way, order_frames
-from overheard.attacks.joint_frames import fit_frames
+from overheard.attacks.joint_frames import JointFrames, fit_frames
 from overheard.attacks.last_frames import fitted_ends, open_frames, small_ends
 from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
@@ -197,9 +197,7 @@ def _recover(
     if num_frames is None:
         return f"no utterances of the declared lengths give {_listed(timeline.lengths)} output frames"
     utterances_at = line_up(model.config, num_frames, matrix.device)
-    solution, evidence = _features(
-        model, update, matrix, span.basis, fitted.coordinates, utterances_at, config, progress
-    )
+    solution, evidence = _features(model, update, matrix, span.basis, fitted, utterances_at, config, progress)
     spare = open_frames(model.config, utterances_at, timeline.lengths) if declared is None else (0,) * utterances
     if _exact(solution, config):
         lacking = small_ends(solution.features, utterances_at, spare, _likely_error(solution))
@@ -230,7 +228,7 @@ def _features(
     update: ClientUpdate,
     matrix: Float[Tensor, "R C"],
     basis: Float[Tensor, "P C"],
-    coordinates: Float[Tensor, "P P"],
+    fitted: JointFrames,
     utterances: LineUp,
     config: SparseFramesConfig,
     progress: _Progress,
@@ -242,9 +240,10 @@ def _features(
     """
     shape = (model.config.channels, model.config.num_frequencies, len(basis))
     num_features = model.front_end.num_features
-    frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape)
+    frames, gradients = _frames_and_gradients(model, matrix, basis, fitted.coordinates, shape)
+    noise = fitted.noise.T.reshape(shape)
     bias = update.gradient("convolutions.1.bias")
-    decided = decide_active(frames, gradients, bias, model.config.clip)
+    decided = decide_active(frames, noise, gradients, bias, model.config.clip)
     progress.done("active", units_changed=decided.changed, bias_residual=decided.residual)
     evidence = _evidence(model, update, frames, gradients, decided, utterances)
     start = start_features(evidence, len(utterances.features), num_features)
@@ -254,7 +253,7 @@ def _features(
     attempts = 1
     while attempts < config.attempts and not _exact(best, config):
         predicted = evidence.predict(best.features)[..., utterances.outputs]
-        confirmed = confirm_active(decided.active, frames, gradients, bias, predicted)
+        confirmed = confirm_active(decided.active, frames, noise, gradients, bias, predicted)
         anew = _evidence(model, update, frames, gradients, confirmed, utterances)
         solved = solve_features(anew, best.features, config.most_steps, config.tolerance)
         attempts += 1
