@@ -4,6 +4,7 @@ python docs/figures/deepspeech2.py CORPUS UTTERANCE
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ from overheard.attacks import sparse_frames
 from overheard.attacks.active_units import decide_active
 from overheard.attacks.conv_features import solve_features, start_features
 from overheard.attacks.frame_order import Timeline, Way, order_frames
+from overheard.attacks.joint_frames import fit_frames
 from overheard.attacks.line_up import line_up
-from overheard.attacks.rank import layer_matrix, numerical_rank, precision_of
+from overheard.attacks.rank import layer_matrix, precision_of
+from overheard.attacks.row_span import find_row_span
 from overheard.attacks.sparse_rays import make_cone, zeros_of
 from overheard.attacks.trajectory import Direction
 from overheard.audit.steps import make_batch, share
@@ -36,21 +39,23 @@ def main(corpus: Path, utterance: str) -> None:
 
     matrix, precision = layer_matrix(update, LAYER, model.recurrences[0]), precision_of(update, LAYER)
     assert matrix is not None
-    found = numerical_rank(matrix, precision)
+    span = find_row_span(matrix, precision, generator)
+    basis, found = span.basis, span.rank
     draw_rank(found.singular_values, found.rank)
 
-    basis, noise = sparse_frames._row_basis(matrix, found.rank, generator)
-    ways = sparse_frames._ways(model, update, basis)
-    cone = make_cone(basis, config.zero_share, noise)
+    ways = sparse_frames._ways(model, update, span)
+    cone = make_cone(basis, config.zero_share, span.blur)
     timeline = order_frames(basis, cone, ways, config.state_tolerance, generator)
     assert isinstance(timeline, Timeline)
+    fitted = fit_frames(matrix / span.row_noise[:, None], basis, timeline, ways)
+    timeline = replace(timeline, coordinates=fitted.coordinates)
     draw_zeros(basis, zeros_of(cone, timeline.coordinates))
     draw_order(timeline.coordinates, [misfits(way.direction, basis, rows) for way, rows in directed(ways, timeline)])
 
     shape = (model.config.channels, model.config.num_frequencies, found.rank)
     units, gradients = sparse_frames._frames_and_gradients(model, matrix, basis, timeline.coordinates, shape)
     bias = update.gradient("convolutions.1.bias")
-    decided = decide_active(units, gradients, bias, model.config.clip)
+    decided = decide_active(units, fitted.noise.T.reshape(shape), gradients, bias, model.config.clip)
     draw_active(units, decided.active)
 
     true = truth.utterances[0].features
@@ -61,7 +66,7 @@ def main(corpus: Path, utterance: str) -> None:
 
 
 def draw_rank(values: torch.Tensor, rank: int) -> None:
-    """Singular values of dW_ih, and where they fall off."""
+    """Singular values of dW_ih, its rows divided by their noise, and where they fall off."""
     figure, axes = canvas(4.5, 2.6)
     axes.semilogy(range(1, len(values) + 1), values / values[0], ".", markersize=3)
     axes.axvline(rank + 0.5, color="tab:red", linewidth=1, label=f"rank {rank} = output frames")

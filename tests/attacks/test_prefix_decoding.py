@@ -35,7 +35,9 @@ def test_texts_of_a_sure_model_are_found_beyond_local_search() -> None:
     log_probs = (4.5 * torch.randn(80, 29, generator=generator, dtype=torch.float64)).log_softmax(dim=1)
     text = tuple(torch.randint(1, 29, (34,), generator=generator).tolist())
     occupancy, identity = occupancies(log_probs, [text])[:, 0], torch.eye(80, dtype=torch.float64)
-    evidence = FrameEvidence(log_probs, occupancy, occupancy, identity, 1e-4, identity, torch.zeros(80).double())
+    evidence = FrameEvidence(
+        log_probs, occupancy, occupancy, identity, 1e-4, identity, torch.zeros(80).double(), torch.ones(29).double()
+    )
     found = _one_text(evidence, SearchConfig())
     assert found.exact
     assert found.text == text

@@ -20,6 +20,16 @@ def test_rank_of_a_product_with_float32_rounding(rank: int, shape: tuple[int, in
     assert found.margin > 10
 
 
+def test_the_end_of_a_sketch_is_no_end_of_the_spectrum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        left = torch.linalg.qr(torch.randn(600, 30, generator=generator, dtype=torch.float64)).Q
+        right = torch.linalg.qr(torch.randn(700, 30, generator=generator, dtype=torch.float64)).Q
+        signal = (left * torch.logspace(0, -4, 30)) @ right.T
+        noise = 4e-7 * torch.randn(600, 700, generator=generator, dtype=torch.float64)
+        assert numerical_rank(signal + noise, 1e-5).rank == 30
+
+
 def test_exact_zeros_behind_the_rounding_do_not_end_the_spectrum() -> None:
     generator = torch.Generator().manual_seed(0)
     product = torch.randn(64, 40, generator=generator) * 10.0 ** -torch.linspace(0, 4, 40)

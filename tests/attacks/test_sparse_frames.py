@@ -12,6 +12,7 @@ from overheard.attacks import sparse_frames
 from overheard.attacks.activation_equations import ActivationEquations
 from overheard.attacks.active_units import decide_active
 from overheard.attacks.complete import complete
+from overheard.attacks.conv_features import make_evidence, solve_features
 from overheard.attacks.conv_front import Front, make_front, make_second
 from overheard.attacks.edge_features import preconditioner
 from overheard.attacks.line_up import line_up
@@ -85,6 +86,25 @@ def test_two_utterances_come_back_from_one_update() -> None:
         assert snr(features, batch.utterance_features(index)) > 40
         assert text == model.alphabet.decode(batch.utterance_labels(index))
     assert found.certified
+
+
+def test_a_saturated_unit_counts_as_saturated_whatever_rounding_made_of_it() -> None:
+    model = model_of(clip=0.3)
+    front, second = make_front(model), make_second(model)
+    features = spoken(36).features[:, 0].double()
+    activations = front.pre_activations(features).clamp(0.0, 0.3)
+    before = second.convolve(activations) + second.bias[:, None, None]
+    active = (before > 0) & (before < 0.3)
+    assert (before > 0.3).any()
+    delta = torch.where(active, before, 0.0)
+    update = delta.new_zeros(16, 16, 21, 11)
+    equations = ActivationEquations(front, delta, update, (activations.shape[1], activations.shape[2]))
+    seen = before.clamp(0.0, 0.3) - 1e-6
+    trusted = torch.ones(16, 1, before.shape[2], dtype=torch.bool)
+    evidence = make_evidence(front, second, equations, seen, active, trusted)
+    assert (evidence.frames[before > 0.3] == 0.3).all()
+    solved = solve_features(evidence, features, 0, 1e-5)
+    assert solved.frame_residual < 1e-5
 
 
 def test_a_delta_of_one_step_is_a_gradient() -> None:
@@ -172,9 +192,22 @@ def test_sums_of_gradients_decide_doubtful_units() -> None:
     doubtful = truth.nonzero()[[3, 40, 90]].T
     seen[tuple(doubtful)] = torch.tensor([2e-6, 1e-5, 5e-6], dtype=torch.float64)
     bias = (gradients * truth).sum((1, 2)) * (1 + 1e-7)
-    found = decide_active(seen, gradients, bias, clip=20.0)
+    found = decide_active(seen, torch.full_like(seen, 1e-6), gradients, bias, clip=20.0)
     assert torch.equal(found.active, truth)
     assert found.changed >= 1
+
+
+def test_sums_tell_how_far_above_noise_a_unit_must_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    units = torch.randn(8, 9, 30, generator=generator, dtype=torch.float64).clamp(min=0.0)
+    gradients = torch.randn(8, 9, 30, generator=generator, dtype=torch.float64)
+    noise = 1e-3
+    units = torch.where(units > 8 * noise, units, 0.0)
+    seen = units + noise * torch.randn(units.shape, generator=generator, dtype=torch.float64)
+    found = decide_active(
+        seen, torch.full_like(seen, noise), gradients, (gradients * (units > 0)).sum((1, 2)), clip=20.0
+    )
+    assert torch.equal(found.active, units > 0)
 
 
 @pytest.mark.parametrize("padding", [((0, 10), (0, 0)), ((20, 5), (10, 5))])

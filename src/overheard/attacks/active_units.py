@@ -1,8 +1,8 @@
 """Which units of the frames are exactly zero, decided by the bias that they share.
 
 A rectified unit passes its gradient on if it is above zero and not saturated, so the bias of the convolution in front
-of it shares, for each channel, the sum of the gradients of its active units. A unit whose value is lost in rounding may
-be either; taking it for the wrong one leaves its gradient, a figure of its own, in that sum. Few units are in doubt and
+of it shares, for each channel, the sum of the gradients of its active units. A unit whose value is lost in noise may be
+either; taking it for the wrong one leaves its gradient, a figure of its own, in that sum. Few units are in doubt and
 most sums have none, so each sum that does not close is closed by the fewest changes that do it.
 """
 
@@ -13,17 +13,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-SURE = 25.0
-"""Multiples of its rounding above which a unit is first taken for active."""
+SURE = (10.0, 7.0, 5.0)
+"""Multiples of its noise above which a unit may first be taken for active: rounding in float32 has longer tails than
+noise, which hides more units."""
 
 DOUBT = (4.0, 1000.0)
-"""Multiples of its rounding between which a unit's prediction may reverse the decision."""
-
-FEW = 8
-"""Negative values of a unit that say how large its rounding is."""
+"""Multiples of its noise between which a unit's prediction may reverse the decision."""
 
 MOST_DOUBTFUL = (60, 30, 12)
 """Units nearest to that bound from which one, two or three changes are drawn, in each channel."""
+
+
+QUIET = (0.2, 0.2533 / 0.6745)
+"""Part of channels that are taken to have no wrong unit, and that quantile of |v| to the median, v standard normal."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +47,38 @@ class ActiveUnits:
 
 def decide_active(
     units: Float[Tensor, "C K T"],
+    noise: Float[Tensor, "C K T"],
     gradients: Float[Tensor, "C K T"],
     bias_update: Float[Tensor, " C"],
     clip: float,
 ) -> ActiveUnits:
     """Active units, such that the gradients of each channel's sum to the update of its bias.
 
+    How far above its noise a unit must be is what leaves the sums least open.
+
     Args:
-        units: values behind the rectifier, rounding included.
+        units: values behind the rectifier, noise included.
+        noise: standard deviation of each.
         gradients: what reaches the bias through each unit if it is active.
         bias_update: of the convolution, float64.
         clip: where the rectifier saturates.
     """
-    rounding = rounding_of(units)
-    active = ((units > SURE * rounding) & (units < clip - SURE * rounding)).contiguous()
-    size = torch.minimum(units.abs(), (units - clip).abs()) / rounding
-    return _close_sums(active, gradients, bias_update, (size / SURE).log().abs())
+    size = torch.minimum(units.abs(), (units - clip).abs()) / noise
+
+    def taken(sure: float) -> Bool[Tensor, "C K T"]:
+        return (units > sure * noise) & (units < clip - sure * noise)
+
+    def open_part(sure: float) -> float:
+        return float((bias_update - (gradients * taken(sure)).sum((1, 2))).norm())
+
+    sure = min(SURE, key=open_part)
+    return _close_sums(taken(sure), gradients, bias_update, (size / sure).log().abs())
 
 
 def confirm_active(
     active: Bool[Tensor, "C K T"],
     units: Float[Tensor, "C K T"],
+    noise: Float[Tensor, "C K T"],
     gradients: Float[Tensor, "C K T"],
     bias_update: Float[Tensor, " C"],
     predicted: Float[Tensor, "C K T"],
@@ -77,14 +90,15 @@ def confirm_active(
 
     Args:
         active: as decided before.
-        units: values behind the rectifier, rounding included.
+        units: values behind the rectifier, noise included.
+        noise: standard deviation of each.
         gradients: what reaches the bias through each unit if it is active.
         bias_update: of the convolution, float64.
         predicted: values in front of the rectifier, of features that are near the truth.
     """
     error = (predicted - units)[active].abs()
     bound = (5 * float(error.median()) if len(error) else 0.0) + torch.finfo(units.dtype).tiny
-    size, off = units / rounding_of(units), (predicted - units).abs() / bound
+    size, off = units / noise, (predicted - units).abs() / bound
     doubtful = (size > DOUBT[0]) & (size < DOUBT[1])
     confirmed = torch.where(doubtful, off < 1, active)
     candidate = (size > -DOUBT[0]) & (size < DOUBT[1]) & (doubtful | (off < 3))
@@ -102,8 +116,8 @@ def _close_sums(
     active = active.contiguous()
     open_sums = bias_update - (gradients * active).sum((1, 2))
     scale = (gradients.abs() * active).sum((1, 2)).clamp(min=torch.finfo(torch.float64).tiny)
-    # Channels without a wrong unit are most, and show how well sums close.
-    closed = float((open_sums.abs() / scale).median())
+    # Channels without a wrong unit show how well sums close; where noise hides many units, few are without.
+    closed = float((open_sums.abs() / scale).quantile(QUIET[0])) / QUIET[1]
     sure = open_sums.abs() <= 10 * closed * scale
     changed = 0
     for channel in (~sure).nonzero()[:, 0].tolist():
@@ -117,26 +131,6 @@ def _close_sums(
             changed += 1
     residual = bias_update - (gradients * active).sum((1, 2))
     return ActiveUnits(active, sure, changed, float(residual.norm() / bias_update.norm().clamp(min=1e-300)))
-
-
-def rounding_of(units: Float[Tensor, "C K T"]) -> Float[Tensor, "C K T"]:
-    """Standard deviation of each unit's rounding: a figure for each unit times one for each frame.
-
-    Both are read off the zeros that rounding made negative, about half of what is zero. A gradient's rounding follows
-    the strength of what it is of, that of a difference of weights does not, so neither is taken for granted.
-    """
-    below = torch.where(units < 0, -units, torch.nan)
-    strength = units.square().mean(dim=2, keepdim=True).sqrt()
-    strength = strength.clamp(min=1e-5 * float(strength.max()) + torch.finfo(units.dtype).tiny)
-    own = below.nanmedian(dim=2, keepdim=True).values  # (C, K, 1)
-    usual = float((own / strength).nanmedian().nan_to_num())
-    # Units that are seldom zero are taken for the like of others of their channel.
-    channel = below.flatten(1).nanmedian(dim=1).values.nan_to_num()[:, None, None]
-    few = (units < 0).sum(dim=2, keepdim=True) < FEW
-    size = torch.where(few, torch.maximum(usual * strength, channel), own)
-    size = torch.maximum(size, torch.finfo(units.dtype).eps * strength)
-    spread = (below / size).flatten(0, 1).nanmedian(dim=0).values.nan_to_num(1.0)
-    return spread.clamp(min=torch.finfo(units.dtype).eps) * size / 0.6745
 
 
 def _close(

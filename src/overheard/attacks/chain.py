@@ -75,13 +75,16 @@ def follow_states(
     state = direction.start()
     rows, residuals, certified = [first * find_strength(direction, first @ gates, state)], [], [True]
     while True:
-        state = direction.step(rows[-1] @ gates, state)
+        before, state = state, direction.step(rows[-1] @ gates, state)
         residuals.append(float(direction.outside_part(state).norm()))
         if residuals[-1] > tolerance or len(rows) == len(basis):
-            return Chain(torch.stack(rows), tuple(residuals), tuple(certified))
+            break
         row, sparse = _next(direction, states, cone, basis, gates, state, rows[-1])
         rows.append(row)
         certified.append(sparse)
+    if len(rows) > 1:
+        rows[-1], certified[-1] = _last(states, cone, basis, before), False
+    return Chain(torch.stack(rows), tuple(residuals), tuple(certified))
 
 
 def _next(
@@ -97,16 +100,39 @@ def _next(
 
     Frames that are not rectified have no least amounts; those of the frame before are near.
     """
-    row = state[0] @ states.frames
-    starts = (_least(row @ basis, states.firsts @ basis, cone.noise), states.firsts @ before)
+    row, amounts = _behind(states, cone, basis, state)
+    starts = (amounts, states.firsts @ before)
     row, misfit = _carried_best(direction, gates, state, row, states.firsts, starts)
     length = float(row.norm())
     sharp, certified, moved = settle(cone, row)
     strength, residual = refine_strength(direction, sharp @ gates, state, length)
     if certified and residual < max(2 * misfit, PRECISION) and residual < CARRIED:
         return sharp * strength, True
-    # Behind an utterance's last frame is a state that says nothing: frames that are much alike must not be exchanged.
-    return (sharp * length if certified and moved < SETTLED else row), False
+    return _nearby(row, sharp, certified and moved < SETTLED), False
+
+
+def _last(states: StateMap, cone: Cone, basis: Float[Tensor, "P C"], state: State) -> Float[Tensor, " P"]:
+    """The frame behind a state where the state behind the frame was not carried on, which then says nothing about it.
+
+    It may lie near the span all the same, at another strength: behind silence, states hardly move.
+    """
+    row, amounts = _behind(states, cone, basis, state)
+    row = row + amounts @ states.firsts
+    sharp, certified, moved = settle(cone, row)
+    return _nearby(row, sharp, certified and moved < SETTLED)
+
+
+def _behind(
+    states: StateMap, cone: Cone, basis: Float[Tensor, "P C"], state: State
+) -> tuple[Float[Tensor, " P"], Float[Tensor, " N"]]:
+    """The frame behind a state without its part in first frames, and the least amounts of them that it must have."""
+    row = state[0] @ states.frames
+    return row, _least(row @ basis, states.firsts @ basis, cone.noise)
+
+
+def _nearby(row: Float[Tensor, " P"], sharp: Float[Tensor, " P"], zeros: bool) -> Float[Tensor, " P"]:
+    """A frame, or the one of unit length that its zeros say where they may: much alike frames are not exchanged."""
+    return sharp * row.norm() if zeros else row
 
 
 def _least(units: Float[Tensor, " C"], firsts: Float[Tensor, "N C"], noise: float) -> Float[Tensor, " N"]:

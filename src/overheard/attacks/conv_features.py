@@ -14,7 +14,6 @@ convolution's update (`activation_equations`), for z = clamp(W_1 * x + b_1) and 
                 648 and 2,500 equations stand against 514 unknowns for each output frame.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from overheard.attacks.activation_equations import ActivationEquations
+from overheard.attacks.conjugate_gradients import conjugate_gradients
 from overheard.attacks.conv_front import Front, Second
 from overheard.attacks.edge_features import preconditioner
 
@@ -44,7 +44,7 @@ class Evidence:
         front: the first layer.
         second: the second layer.
         equations: what its update says about activations.
-        frames: H by channel, frequency and frame, zero where units are not active.
+        frames: H by channel, frequency and frame, zero or saturated where units are not active.
         active: units of H above zero and not saturated.
         frame_weights: mu c'^2, zero in channels whose active units are in doubt.
         dropped: a unit of H may be zero because it was dropped, which says nothing about it.
@@ -62,6 +62,13 @@ class Evidence:
         """What the second rectifier is given by features."""
         activations = self.front.pre_activations(features).clamp(0.0, self.front.clip)
         return self.second.convolve(activations) + self.second.bias[:, None, None]
+
+    def checked(self, predicted: Float[Tensor, "O J P"]) -> Bool[Tensor, "O J P"]:
+        """Units of H that count: active ones and those wrongly predicted to be."""
+        saturated = self.frames >= self.front.clip
+        above = torch.zeros_like(saturated) if self.dropped else (predicted > 0) & ~saturated
+        wrong = above | saturated & (predicted < self.front.clip)
+        return (self.frame_weights > 0) & (self.active | wrong)
 
 
 def make_evidence(
@@ -84,7 +91,9 @@ def make_evidence(
         trusted: channels of H whose active units are not in doubt, at frames that belong to an utterance.
         dropped: units may be zero that are not.
     """
-    known = torch.where(active | (frames >= 0.5 * front.clip), frames, 0.0)
+    # A unit that passes nothing on is exactly zero or exactly saturated, whatever rounding made of it.
+    silent = torch.where(frames >= 0.5 * front.clip, front.clip, torch.zeros_like(frames))
+    known = torch.where(active, frames, silent)
     weights = FRAME_WEIGHT * trusted * second.mean(equations.lengths.square())
     return Evidence(front, second, equations, known, active, weights, dropped)
 
@@ -116,7 +125,7 @@ class _Point:
         features: (T, F).
         active: units of z above zero and not saturated.
         misfit: c (z - z*), z* the nearest solution of M z = dW.
-        checked: units of H that count: active ones and those wrongly predicted to be.
+        checked: units of H that count.
         frame_misfit: of the units that count.
         cost: the sum that is minimised.
         size: |c z|^2.
@@ -216,9 +225,7 @@ def _look(evidence: Evidence, features: Float[Tensor, "T F"]) -> _Point:
     lengths = evidence.equations.lengths
     misfit = lengths * (activations - evidence.equations.nearest(activations))
     predicted = evidence.predict(features)
-    saturated = evidence.frames >= front.clip
-    above = torch.zeros_like(saturated) if evidence.dropped else (predicted > 0) & ~saturated
-    checked = (evidence.frame_weights > 0) & (evidence.active | above | saturated & (predicted < front.clip))
+    checked = evidence.checked(predicted)
     frame_misfit = torch.where(checked, predicted - evidence.frames, 0.0)
     cost = float(misfit.square().sum()) + float((evidence.frame_weights * frame_misfit.square()).sum())
     active = (before > 0) & (before < front.clip)
@@ -260,27 +267,3 @@ def _step(evidence: Evidence, here: _Point, most_steps: int = 60) -> _Point | No
         if there.cost < here.cost:
             return there
     return None
-
-
-def conjugate_gradients(
-    normal: Callable[[Tensor], Tensor],
-    right: Float[Tensor, "T F"],
-    precondition: Callable[[Tensor], Tensor],
-    steps: int,
-    rest: float = 1e-6,
-) -> Float[Tensor, "T F"]:
-    """Solve normal(x) = right."""
-    solution, residual = torch.zeros_like(right), right
-    direction = scaled = precondition(residual)
-    energy = first = float((residual * scaled).sum())
-    for _ in range(steps):
-        if energy <= rest * first:
-            break
-        along = normal(direction)
-        length = energy / float((direction * along).sum())
-        solution = solution + length * direction
-        residual = residual - length * along
-        scaled = precondition(residual)
-        before, energy = energy, float((residual * scaled).sum())
-        direction = scaled + energy / before * direction
-    return solution

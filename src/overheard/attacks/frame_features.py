@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.func import jvp, vjp
 from torch.nn import functional
 
-from overheard.attacks.conv_features import FeatureSolution, conjugate_gradients
+from overheard.attacks.conjugate_gradients import conjugate_gradients
+from overheard.attacks.conv_features import FeatureSolution
 
 DAMPING = 1e-3
 """Of the first step, relative to the mean curvature; a fifth of it in each one that succeeds."""

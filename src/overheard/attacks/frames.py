@@ -13,7 +13,7 @@ other simplices have more of it than the true one.
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -38,26 +38,6 @@ def find_frames(cone: Cone, generator: torch.Generator, rounds: int = 4) -> Floa
         if len(found) >= len(cone.columns):
             break
     return found
-
-
-def refit_frames(
-    basis: Float[Tensor, "T C"], coordinates: Float[Tensor, "T T"], zeros: Bool[Tensor, "T C"]
-) -> Float[Tensor, "T T"]:
-    """Frames from their exact zeros: the direction that those units see least; strengths stay.
-
-    Args:
-        basis: orthonormal rows that span the frames.
-        coordinates: of each frame, strength included.
-        zeros: units of each that are zero.
-    """
-    strength = basis.norm(dim=0)
-    columns = basis / strength.clamp(min=1e-5 * float(strength.max()))
-    refitted = []
-    for row, silent in zip(coordinates, zeros, strict=True):
-        seen = columns[:, silent]
-        least = torch.linalg.eigh(seen @ seen.T).eigenvectors[:, 0]
-        refitted.append(least * (least @ row))
-    return torch.stack(refitted)
 
 
 def _start(cone: Cone, generator: torch.Generator) -> Float[Tensor, "T T"]:

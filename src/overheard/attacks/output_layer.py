@@ -59,6 +59,7 @@ class FrameEvidence:
         noise: expected Frobenius norm of the whitened error of `occupancy`.
         directions: (T_out, T_out) of time, one a column, in which errors are independent.
         variances: of the error of `occupancy` along each.
+        rows: size of each symbol's error, relative to all of them (root mean square 1).
     """
 
     log_probs: Float[Tensor, "T V"]
@@ -68,6 +69,7 @@ class FrameEvidence:
     noise: float
     directions: Float[Tensor, "T T"]
     variances: Float[Tensor, " T"]
+    rows: Float[Tensor, " V"]
 
 
 @contextmanager
@@ -213,9 +215,13 @@ def frame_evidence(
     # Storing alone rounds by up to half a unit in the last place; that is all that is known where nothing is spare.
     signal = float(gradient.square().mean().sqrt())
     rounding = precision * signal / 2
+    rows = precision * gradient.square().mean(dim=1).sqrt() / 2
     if spare > 0:
-        seen = float((gradient - inside @ right).norm()) / spare**0.5
+        left_over = gradient - inside @ right
+        seen = float(left_over.norm()) / spare**0.5
         rounding = max(rounding, min(seen, largest * signal))
+        rows = torch.maximum(rows, left_over.norm(dim=1) * (len(rows) / spare) ** 0.5)
+    rows = rows / rows.square().mean().sqrt().clamp(min=torch.finfo(rows.dtype).tiny)
     # The size of r follows from that of the update: |r A|^2 is about mean(r^2) * sum(values^2) for each symbol.
     size = (float(inside.square().sum()) / (gradient.shape[0] * float(values.square().sum()))) ** 0.5
     size = max(size, torch.finfo(values.dtype).tiny)
@@ -226,13 +232,18 @@ def frame_evidence(
         own = left[start : start + len(logits)]
         log_probs = logits.log_softmax(dim=-1)
         occupancy = log_probs.exp() - found[start : start + len(logits)]
-        evidence[index] = _whitened(log_probs, occupancy, own, rounding / values, size)
+        evidence[index] = _whitened(log_probs, occupancy, own, rounding / values, size, rows)
         start += len(logits)
     return evidence
 
 
 def _whitened(
-    log_probs: Tensor, occupancy: Tensor, own: Float[Tensor, "T R"], errors: Float[Tensor, " R"], size: float
+    log_probs: Tensor,
+    occupancy: Tensor,
+    own: Float[Tensor, "T R"],
+    errors: Float[Tensor, " R"],
+    size: float,
+    rows: Float[Tensor, " V"],
 ) -> FrameEvidence:
     """Weigh directions of time as a Wiener filter does: by signal against signal and expected error."""
     identity = torch.eye(len(own), dtype=own.dtype, device=own.device)
@@ -245,4 +256,4 @@ def _whitened(
     whitener = (directions * weights) @ directions.T
     probabilities = log_probs.exp()
     smoothed = probabilities + whitener @ (whitener @ (occupancy - probabilities))
-    return FrameEvidence(log_probs, occupancy, smoothed, whitener, noise, directions, variances * size**2)
+    return FrameEvidence(log_probs, occupancy, smoothed, whitener, noise, directions, variances * size**2, rows)

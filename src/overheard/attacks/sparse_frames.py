@@ -32,12 +32,14 @@ from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evid
 from overheard.attacks.conv_front import folded, make_front, make_second
 from overheard.attacks.frame_features import solve_from_frames
 from overheard.attacks.frame_order import Stopped, Timeline, Way, order_frames
-from overheard.attacks.frames import refit_frames
+from overheard.attacks.joint_frames import JointFrames, fit_frames
+from overheard.attacks.last_frames import fitted_ends, open_frames, small_ends
 from overheard.attacks.line_up import LineUp, line_up
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import relative_rounding
 from overheard.attacks.public_front import hindrance_of, kind_of, numbers_told, run_front
-from overheard.attacks.rank import layer_matrix, numerical_rank
+from overheard.attacks.rank import layer_matrix
+from overheard.attacks.row_span import RowSpan, find_row_span
 from overheard.attacks.sparse_rays import make_cone
 from overheard.attacks.state_map import make_state_map
 from overheard.attacks.trajectory import make_direction
@@ -118,9 +120,14 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
     if isinstance(found, str):
         return Reconstruction("sparse_frames", reason=found, settings=settings, diagnostics=diagnostics)
     features, solution = found
-    exact = solution.residual <= EXACT * config.tolerance
+    diagnostics |= {
+        "feature_residual": solution.residual,
+        "frame_residual": solution.frame_residual,
+        "feature_steps": solution.steps,
+    }
+    exact = _exact(solution, config)
     contradicted = f"the features found contradict {solution.residual:.1e} of the activations that the update tells"
-    diagnostics["likely_errors"] = [max(solution.change, LIKELY * solution.residual)] * len(features)
+    diagnostics["likely_errors"] = [_likely_error(solution)] * len(features)
     return Reconstruction(
         attack="sparse_frames",
         features=features,
@@ -130,6 +137,14 @@ def attack(observation: Observation, config: SparseFramesConfig, *, generator: t
         settings=settings,
         diagnostics=diagnostics,
     )
+
+
+def _exact(solution: FeatureSolution, config: SparseFramesConfig) -> bool:
+    return solution.residual <= EXACT * config.tolerance
+
+
+def _likely_error(solution: FeatureSolution) -> float:
+    return max(solution.change, LIKELY * solution.residual)
 
 
 def _hindrance(observation: Observation) -> str | None:
@@ -157,18 +172,17 @@ def _recover(
     matrix = layer_matrix(update, LAYER, model.recurrences[0])
     assert matrix is not None
     precision = relative_rounding(model, update, f"{LAYER}.weight_ih_l0")
-    rank = numerical_rank(matrix, max(precision, LEAST_PRECISION))
-    count, utterances = rank.rank, update.protocol.num_utterances
+    span = find_row_span(matrix, max(precision, LEAST_PRECISION), generator)
+    count, utterances = span.rank.rank, update.protocol.num_utterances
     most = min(min(matrix.shape) - 1, model.config.hidden_size - SPARE_STATES + utterances - 1)
-    progress.done("rank", output_frames=count, rank_margin=rank.margin)
+    progress.done("rank", output_frames=count, rank_margin=span.rank.margin)
     if count == 0 or count > most:
         return f"the recurrence was shown {count} frames or more; up to {most} can be told apart"
     declared = observation.prior.num_frames
     if declared is not None and sum(map(model.config.output_length, declared)) != count:
         return f"no utterance of the declared length gives {count} output frames"
-    basis, noise = _row_basis(matrix, count, generator)
-    progress.done("span")
-    timeline = _timeline(model, update, basis, noise, config, generator)
+    ways = _ways(model, update, span)
+    timeline = _timeline(span, ways, config, generator)
     if isinstance(timeline, Stopped):
         progress.done("order", frames_ordered=[timeline.forward, timeline.backward])
         return timeline.reason
@@ -188,42 +202,49 @@ def _recover(
     if num_frames is None:
         return f"no utterances of the declared lengths give {_listed(timeline.lengths)} output frames"
     weight = update.tensors["convolutions.1.weight"]
-    told = numbers_told(timeline.coordinates @ basis, None if front.scale is None else weight)
+    told = numbers_told(timeline.coordinates @ span.basis, None if front.scale is None else weight)
     unknown = sum(num_frames) * model.front_end.num_features
     if told < unknown:
         channels = f"too few with {model.config.channels} channels"
         return f"{partly}not the features: the update says at most {told} numbers about {unknown}, {channels}"
     utterances_at = line_up(model.config, num_frames, matrix.device)
+    spare = open_frames(model.config, utterances_at, timeline.lengths) if declared is None else (0,) * utterances
     if front.scale is None:
         frames_of = run_front(model, update.protocol.mode)
-        nothing = matrix.new_zeros(num_frames[0], model.front_end.num_features)
-        solution = solve_from_frames(frames_of, timeline.coordinates @ basis, nothing, config.most_steps, generator)
+        nothing = matrix.new_zeros(len(utterances_at.features), model.front_end.num_features)
+        solution = solve_from_frames(
+            frames_of, timeline.coordinates @ span.basis, nothing, config.most_steps, generator
+        )
         progress.done("features", feature_residual=solution.residual, feature_steps=solution.steps)
         if solution.change > UNTOLD:
             differ = f"found again from elsewhere, those differ by {100 * solution.change:.2g} %"
             return f"{partly}they do not tell the features: {differ}"
-        parts = [solution.features]
+        lacking = small_ends(solution.features, utterances_at, spare, _likely_error(solution))
     else:
-        solution = _features(model, update, matrix, basis, timeline, utterances_at, config, progress, front.scale)
-        parts = [solution.features[start:end] for start, end in utterances_at.spans]
-    features = (_without_padding(model, part, count) for part, count in zip(parts, timeline.lengths, strict=True))
-    return tuple(features), solution
+        fitted = fit_frames(matrix / span.row_noise[:, None], span.basis, timeline, ways)
+        progress.done("frames", pair_misfit=list(fitted.misfit))
+        solution, evidence = _features(
+            model, update, matrix, span.basis, fitted, utterances_at, config, progress, front.scale
+        )
+        if _exact(solution, config):
+            lacking = small_ends(solution.features, utterances_at, spare, _likely_error(solution))
+        else:
+            solution, lacking = fitted_ends(evidence, solution, utterances_at, spare, config.tolerance)
+        progress.done("last frames")
+    features = tuple(
+        solution.features[start : end - count] for (start, end), count in zip(utterances_at.spans, lacking, strict=True)
+    )
+    return features, solution
 
 
 def _timeline(
-    model: DeepSpeech2,
-    update: ClientUpdate,
-    basis: Float[Tensor, "P C"],
-    noise: float,
-    config: SparseFramesConfig,
-    generator: torch.Generator,
+    span: RowSpan, ways: tuple[Way, Way], config: SparseFramesConfig, generator: torch.Generator
 ) -> Timeline | Stopped:
     """All frames in order, by the strictest tolerance at which they come about."""
-    ways = _ways(model, update, basis)
-    cone = make_cone(basis, config.zero_share, noise)
+    cone = make_cone(span.basis, config.zero_share, span.blur)
     blurred = min(BLURRED * max(way.direction.blur for way in ways), CARRIED)
     for tolerance in (config.state_tolerance, max(config.state_tolerance, blurred)):
-        timeline = order_frames(basis, cone, ways, tolerance, generator)
+        timeline = order_frames(span.basis, cone, ways, tolerance, generator)
         if isinstance(timeline, Timeline):
             break
     return timeline
@@ -234,23 +255,23 @@ def _features(
     update: ClientUpdate,
     matrix: Float[Tensor, "R C"],
     basis: Float[Tensor, "P C"],
-    timeline: Timeline,
+    fitted: JointFrames,
     utterances: LineUp,
     config: SparseFramesConfig,
     progress: _Progress,
     scale: float,
-) -> FeatureSolution:
-    """Features from frames in order, with their strengths; `scale` as in `FrontKind`.
+) -> tuple[FeatureSolution, Evidence]:
+    """Features from frames in order, with their strengths, and what they were solved from; `scale` as in `FrontKind`.
 
     Where some units were taken for active wrongly, the features come near the truth but do not fit; what they predict
-    then tells those units apart, the zeros tell the frames more exactly, and the features are solved for again.
+    then tells those units apart, and the features are solved for again.
     """
     shape = (model.config.channels, model.config.num_frequencies, len(basis))
     num_features = model.front_end.num_features
-    coordinates = timeline.coordinates
-    frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape, scale)
+    frames, gradients = _frames_and_gradients(model, matrix, basis, fitted.coordinates, shape, scale)
+    noise = fitted.noise.T.reshape(shape) / scale
     bias = update.gradient("convolutions.1.bias")
-    decided = decide_active(frames, gradients, bias, model.config.clip)
+    decided = decide_active(frames, noise, gradients, bias, model.config.clip)
     progress.done("active", units_changed=decided.changed, bias_residual=decided.residual)
     evidence = _evidence(model, update, frames, gradients, decided, utterances, scale > 1 + DROPPED)
     start = start_features(evidence, len(utterances.features), num_features)
@@ -258,38 +279,19 @@ def _features(
     best = solve_features(evidence, start, config.most_steps, config.tolerance)
     progress.done("features")
     attempts = 1
-    while attempts < config.attempts and best.residual > EXACT * config.tolerance:
+    while attempts < config.attempts and not _exact(best, config):
         predicted = evidence.predict(best.features)[..., utterances.outputs]
-        confirmed = confirm_active(decided.active, frames, gradients, bias, predicted)
-        silent = ~confirmed.active & (frames < 0.5 * model.config.clip)
-        coordinates = refit_frames(basis, coordinates, silent.flatten(0, 1).T)
-        frames, gradients = _frames_and_gradients(model, matrix, basis, coordinates, shape, scale)
-        evidence = _evidence(model, update, frames, gradients, confirmed, utterances, scale > 1 + DROPPED)
-        solved = solve_features(evidence, best.features, config.most_steps, config.tolerance)
+        confirmed = confirm_active(decided.active, frames, noise, gradients, bias, predicted)
+        anew = _evidence(model, update, frames, gradients, confirmed, utterances, scale > 1 + DROPPED)
+        solved = solve_features(anew, best.features, config.most_steps, config.tolerance)
         attempts += 1
         changed = int((confirmed.active != decided.active).sum())
         progress.done(f"features {attempts}", units_confirmed=changed, channels_left_out=int((~confirmed.sure).sum()))
         if solved.residual > 0.9 * best.residual:
             break
-        best, decided = solved, confirmed
-    progress.diagnostics |= {
-        "feature_residual": best.residual,
-        "frame_residual": best.frame_residual,
-        "feature_steps": best.steps,
-        "attempts": attempts,
-    }
-    return best
-
-
-def _without_padding(model: DeepSpeech2, features: Float[Tensor, "T F"], length: int) -> Float[Tensor, "_ F"]:
-    """The longest utterance with so many output frames was assumed; what it has too much came out as the padding."""
-    scale_of_all = float(features.square().mean().sqrt())
-    while (
-        model.config.output_length(len(features) - 1) == length
-        and float(features[-1].square().mean().sqrt()) < 1e-2 * scale_of_all
-    ):
-        features = features[:-1]
-    return features
+        best, decided, evidence = solved, confirmed, anew
+    progress.done("features", attempts=attempts)
+    return best, evidence
 
 
 def _frames_and_gradients(
@@ -360,33 +362,20 @@ def _listed(lengths: tuple[int, ...]) -> str:
     return " and ".join(map(str, lengths))
 
 
-def _row_basis(
-    matrix: Float[Tensor, "R C"], rank: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "K C"], float]:
-    """Orthonormal rows that span the `rank` strongest directions (Halko et al. 2011, algorithm 5.1).
+def _ways(model: DeepSpeech2, update: ClientUpdate, span: RowSpan) -> tuple[Way, Way]:
+    """Both directions; all states but last ones were carried on, which says the rank where no gap shows it.
 
-    Also the norm of what noise, read off the rest of the matrix, makes of a column of them in the mean.
+    What a row of the recurrent weight's update sums is as rough as in the row of the input weight's beside it.
     """
-    width = min(rank + 32, *matrix.shape)
-    mix = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype, device=matrix.device)
-    for _ in range(2):
-        left = torch.linalg.qr(matrix @ mix).Q
-        mix = torch.linalg.qr(matrix.T @ left).Q
-    _, values, rows = torch.linalg.svd(left.T @ matrix, full_matrices=False)
-    basis = rows[:rank]
-    rest = matrix - (matrix @ basis.T) @ basis
-    free = (matrix.shape[0] - rank) * (matrix.shape[1] - rank)
-    return basis, float(rest.norm() / max(1, free) ** 0.5 * (1 / values[:rank]).norm())
-
-
-def _ways(model: DeepSpeech2, update: ClientUpdate, basis: Float[Tensor, "P C"]) -> tuple[Way, Way]:
-    """Both directions; all states but last ones were carried on, which says the rank where no gap shows it."""
     layer, utterances = model.recurrences[0], update.protocol.num_utterances
     assert isinstance(layer, Recurrence)
 
-    def way(suffix: str) -> Way:
-        into_gates, recurrent = (update.gradient(f"{LAYER}.weight_{kind}_l0{suffix}") for kind in ("ih", "hh"))
-        direction = make_direction(layer, suffix, recurrent, len(basis) - utterances)
-        return Way(direction, make_state_map(layer.cell, into_gates, recurrent, basis, utterances))
+    def way(suffix: str, noise: Float[Tensor, " K"]) -> Way:
+        into_gates, recurrent = (
+            update.gradient(f"{LAYER}.weight_{kind}_l0{suffix}") / noise[:, None] for kind in ("ih", "hh")
+        )
+        direction = make_direction(layer, suffix, recurrent, len(span.basis) - utterances)
+        return Way(direction, make_state_map(layer.cell, into_gates, recurrent, span.basis, utterances))
 
-    return way(""), way("_reverse")
+    forward, backward = span.row_noise.chunk(2)
+    return way("", forward), way("_reverse", backward)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from overheard.attacks.filled_gaps import filled_gaps
+from overheard.attacks.growing_texts import joined_readings, readings
 from overheard.attacks.lattice_decoding import (
     average_label_occupancy,
     label_occupancy,
@@ -49,6 +51,9 @@ class SearchConfig:
         starts: lengths that are refitted, and texts that local search starts from.
         kicks: relaxed solutions from which local search starts again where it has ended beside the text.
         evaluations: texts of a short utterance scored before the search gives up; see `limit`.
+        readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
+        most_read: output frames up to which that is tried.
+        fillings: texts with a gap filled that local search starts from then.
     """
 
     beam: int = 32
@@ -59,6 +64,9 @@ class SearchConfig:
     starts: int = 6
     kicks: int = 12
     evaluations: int = 24000
+    readings: tuple[int, int] = (6, 24)
+    most_read: int = 300
+    fillings: int = 6
 
     def limit(self, frames: int) -> int:
         """Texts scored at most: of longer utterances fewer, as each takes longer, but no less than half as many."""
@@ -130,7 +138,8 @@ def likely_symbols(evidence: FrameEvidence) -> list[int]:
 
 def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
     """Score texts until one is settled: from prefix beam search, then of every likely length by integer least squares,
-    refitted to themselves, then by local search from the best of these, then from a wider beam, which costs most.
+    refitted to themselves, then by local search from the best of these, then by reading from either end, then from a
+    wider beam, which costs most.
 
     Returns:
         texts that local search should start from, best first: the best of each way but local search, since texts of one
@@ -152,12 +161,28 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
         or settles(lambda: _from_prefixes(search, few))
         or settles(lambda: _by_lengths(search, config, settled))
         or settled(improve(search, config, search.best(), settled))
+        or settles(lambda: from_ends(search, config, config.readings[0], settled))
         or settles(lambda: _from_prefixes(search, many))
     ):
         return [search.best()]
     ranked = sorted(search.scores, key=lambda text: search.scores[text])
     starts = sorted(best[1:], key=lambda text: search.scores[text])
     return list(dict.fromkeys([*starts, *ranked]))[: config.starts]
+
+
+def from_ends(search: Search, config: SearchConfig, beam: int, settled: Settled) -> None:
+    """Score readings from either end and of both joined, then local search from texts that fill what lies between them,
+    until one is settled; nothing where the utterance is too long for it."""
+    if search.frames > config.most_read:
+        return
+    starts, ends = readings(search.evidence, search.symbols, beam)
+    search.score([*starts, *ends, *joined_readings(starts, ends)])
+    if settled(search.best()):
+        return
+    found = search.score(filled_gaps(search.evidence, search.symbols, starts[0], ends[0]))
+    for text in sorted(found, key=lambda each: found[each])[: config.fillings]:
+        if settled(improve(search, config, text, settled)):
+            return
 
 
 def _from_prefixes(search: Search, beam: int) -> None:

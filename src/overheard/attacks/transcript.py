@@ -38,6 +38,7 @@ from overheard.attacks.text_search import (
     SearchConfig,
     Text,
     edits,
+    from_ends,
     improve,
     kicked,
     likely_symbols,
@@ -205,17 +206,24 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         score = search.scores[text]
         return score < gap and score <= sqrt(_floor(search, text) * gap)
 
-    tried: list[TextEvidence] = []
-    for start in start_texts(search, config, settled):
-        text = improve(search, config, start, settled)
+    def explored(text: Text, config: SearchConfig) -> TextEvidence:
+        text = improve(search, config, text, settled)
         while text == search.best() and not settled(text):
             better = kicked(search, config, text, settled)
             if better is None:
                 break
             text = better
-        tried.append(_judged(search, config, text))
+        return _judged(search, config, text)
+
+    tried: list[TextEvidence] = []
+    for start in start_texts(search, config, settled):
+        tried.append(explored(start, config))
         if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
             break
+    if not any(each.exact for each in tried):
+        more = replace(config, evaluations=4 * config.evaluations)
+        from_ends(search, more, config.readings[1], settled)
+        tried.append(explored(search.best(), more))
     return min(tried, key=lambda each: each.residual)
 
 

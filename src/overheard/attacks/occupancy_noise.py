@@ -1,0 +1,42 @@
+"""How estimated occupancies err, symbol by symbol, and the map that makes those errors independent and of size one.
+
+Three things make an estimate of gamma_t differ from that of the right text:
+- rounding of the update, each symbol's row by its own size, carried into frames by least squares;
+- float32 messages of CTC: alpha and beta are logarithms as large as the loss, and so is the spacing of such numbers;
+- the same rounding in the likelihood that divides them. It makes sum_k gamma_t(k) = 1 + d_t, which the gradient of
+  log-softmax turns into an error along p_t - gamma_t, the same d_t for all symbols of a frame.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from overheard.attacks.output_layer import FLOAT32, FrameEvidence
+
+ROUNDING = 2.0
+"""Times the expected rounding that errors are taken to have."""
+
+LIKELIHOOD = 3.0
+"""The same of errors that a frame's symbols share."""
+
+LEAST = 1e-9
+"""Standard deviation that no error is taken to be below."""
+
+
+def unit_noise(evidence: FrameEvidence, symbols: list[int]) -> Float[Tensor, "T K K"]:
+    """Triangular maps of occupancies of some symbols, one for each frame, that make their errors independent and of
+    standard deviation 1 at most."""
+    probabilities = evidence.log_probs[:, symbols].exp()
+    occupancy = evidence.occupancy[:, symbols]
+    # A model that knows nothing has this loss; nearly all others are below.
+    spacing = FLOAT32 * len(probabilities) * math.log(evidence.log_probs.shape[1])
+    frames = (evidence.directions.square() @ evidence.variances).sqrt()
+    own = ROUNDING * frames[:, None] * evidence.rows[symbols]
+    messages = ROUNDING * spacing * torch.maximum(occupancy.clamp(0.0, 1.0), probabilities)
+    shared = LIKELIHOOD * spacing * (probabilities - occupancy)
+    covariance = torch.diag_embed(own.square() + messages.square() + LEAST**2) + shared[:, :, None] * shared[:, None, :]
+    factor = torch.linalg.cholesky(covariance)
+    identity = torch.eye(len(symbols), dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)

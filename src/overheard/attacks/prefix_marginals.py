@@ -1,0 +1,202 @@
+"""What the first labels of a text say about occupancies, whatever the rest of the text is.
+
+Given a text, CTC's states s_t are a Markov chain, and run backwards in time its steps follow from forward messages
+alone (Graves et al. 2006, eq. 5 to 7),
+
+    P(s_t | s_{t+1}) = alpha_t(s_t) / sum of alpha_t over the states that s_{t+1} may be entered from,
+
+since what lies ahead of s_{t+1} weighs its predecessors alike. Forward messages of the first m labels do not depend on
+the labels after them. So while the alignment is within the first m labels, the occupancies of all frames up to t are
+linear in the distribution of s_t, with known coefficients: a prefix is tested by least squares, with no guess about the
+rest and no approximation.
+
+States stand in columns, newest first: the blank behind the last label, that label, the blank before it, and so on. A
+state is entered from itself, from the next column, and, labels alone, from the one after that.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from overheard.speech.alphabet import BLANK
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """P beginnings of texts, each by its newest S states.
+
+    Attributes:
+        texts: their labels.
+        symbols: (P, S) of states.
+        skips: (P, S) whether a state may be entered from two columns on.
+        forward: (P, T, S) log alpha of all frames; minus infinity where there is no such state.
+    """
+
+    texts: tuple[tuple[int, ...], ...]
+    symbols: Int[Tensor, "P S"]
+    skips: Bool[Tensor, "P S"]
+    forward: Float[Tensor, "P T S"]
+
+    def take(self, rows: list[int]) -> "Prefixes":
+        """Some of them, in this order."""
+        return Prefixes(
+            tuple(self.texts[row] for row in rows), self.symbols[rows], self.skips[rows], self.forward[rows]
+        )
+
+    def newest(self, states: int) -> "Prefixes":
+        """With fewer states."""
+        return Prefixes(
+            self.texts, self.symbols[:, :states], self.skips[:, :states], self.forward[:, :, :states].contiguous()
+        )
+
+
+def no_labels(log_probs: Float[Tensor, "T V"]) -> Prefixes:
+    """The prefix that every text has."""
+    zeros = torch.zeros(1, 1, dtype=torch.long, device=log_probs.device)
+    return Prefixes(((),), zeros + BLANK, zeros.bool(), log_probs[:, BLANK].cumsum(dim=0)[None, :, None])
+
+
+def messages_of_next(
+    prefixes: Prefixes, log_probs: Float[Tensor, "T V"], labels: Int[Tensor, " K"]
+) -> Float[Tensor, "P 2 T K"]:
+    """log alpha of a blank behind a label more, and of that label, for each prefix and each of K labels.
+
+    alpha_t = p_t (alpha_{t-1} + inflow_{t-1}) in closed form: with C_t the sum of log p up to t,
+    log alpha_t = C_t + log sum_{u <= t} exp(inflow_{u-1} - C_{u-1}).
+    """
+    allowed = (prefixes.symbols[:, 1:2] != labels) if prefixes.symbols.shape[1] > 1 else None
+    inflow = prefixes.forward[:, :, :1].expand(-1, -1, len(labels))
+    if allowed is not None:
+        skipping = torch.where(allowed[:, None], prefixes.forward[:, :, 1:2], -torch.inf)
+        inflow = torch.logaddexp(inflow, skipping)
+    first = torch.tensor([0.0 if not text else -torch.inf for text in prefixes.texts], dtype=log_probs.dtype)
+    label = _accumulated(inflow, log_probs[:, labels], first.to(log_probs.device))
+    blank = _accumulated(label, log_probs[:, BLANK, None].expand(-1, len(labels)), torch.full_like(first, -torch.inf))
+    return torch.stack([blank, label], dim=1)
+
+
+def _accumulated(
+    inflow: Float[Tensor, "P T K"], log_probs: Float[Tensor, "T K"], first: Float[Tensor, " P"]
+) -> Float[Tensor, "P T K"]:
+    total = log_probs.cumsum(dim=0)
+    before = torch.cat([first[:, None, None].expand(-1, 1, inflow.shape[2]), inflow[:, :-1] - total[:-1]], dim=1)
+    return total + before.logcumsumexp(dim=1)
+
+
+def extended(prefixes: Prefixes, labels: Int[Tensor, " P"], messages: Float[Tensor, "P 2 T"]) -> Prefixes:
+    """Each prefix with one label more, given that label's messages."""
+    last = prefixes.symbols[:, 1] if prefixes.symbols.shape[1] > 1 else torch.full_like(labels, BLANK)
+    texts = tuple((*text, label) for text, label in zip(prefixes.texts, labels.tolist(), strict=True))
+    symbols = torch.stack([torch.full_like(labels, BLANK), labels], dim=1)
+    # The first label of all has no label before it that could be skipped from.
+    skips = torch.stack([torch.zeros_like(labels, dtype=torch.bool), (last != labels) & (last != BLANK)], dim=1)
+    return Prefixes(
+        texts,
+        torch.cat([symbols, prefixes.symbols], dim=1),
+        torch.cat([skips, prefixes.skips], dim=1),
+        torch.cat([messages.transpose(1, 2), prefixes.forward], dim=2),
+    )
+
+
+def together(groups: list[Prefixes]) -> Prefixes:
+    """Several groups in one; shorter ones are filled up with states that do not exist."""
+    widest = max(group.symbols.shape[1] for group in groups)
+    symbols, skips, forward = [], [], []
+    for group in groups:
+        missing = widest - group.symbols.shape[1]
+        symbols.append(torch.nn.functional.pad(group.symbols, (0, missing), value=BLANK))
+        skips.append(torch.nn.functional.pad(group.skips, (0, missing)))
+        forward.append(torch.nn.functional.pad(group.forward, (0, missing), value=-torch.inf))
+    return Prefixes(
+        tuple(text for group in groups for text in group.texts),
+        torch.cat(symbols),
+        torch.cat(skips),
+        torch.cat(forward),
+    )
+
+
+def designs(
+    prefixes: Prefixes, frame: int, window: int, noise: Float[Tensor, "T K K"], rows: Int[Tensor, " V"]
+) -> Float[Tensor, "P R S"]:
+    """Occupancies of the last frames up to one, over their errors, for each state that the last of them may be in.
+
+    Args:
+        prefixes: tested.
+        frame: the last.
+        window: frames, fewer where there are no more.
+        noise: of `unit_noise`, K symbols.
+        rows: which of these each of the V symbols is.
+
+    Returns:
+        R = frames times K, the last frame first.
+    """
+    there = prefixes.forward[:, frame].isfinite()
+    masses = torch.diag_embed(there.to(noise))
+    places = rows[prefixes.symbols]
+    found = []
+    for time in range(frame, max(-1, frame - window), -1):
+        found.append(noise[time][:, places].transpose(0, 1) @ masses)
+        if time > max(0, frame - window + 1):
+            masses = _step_back(masses, _entered_from(prefixes, time - 1))
+    return torch.cat(found, dim=1)
+
+
+def designs_of_next(
+    prefixes: Prefixes,
+    messages: Float[Tensor, "P 2 T K"],
+    labels: Int[Tensor, " K"],
+    frame: int,
+    window: int,
+    noise: Float[Tensor, "T M M"],
+    rows: Int[Tensor, " V"],
+) -> Float[Tensor, "P R 2 K"]:
+    """The same for the two states that one label more brings: the blank behind it and the label."""
+    count = len(labels)
+    there = messages[:, :, frame].isfinite()
+    # Mass in the blank, in the label and in the prefix's own states, of what started in either.
+    blank = torch.stack([there[:, 0], torch.zeros_like(there[:, 0])], dim=1).to(noise)
+    label = torch.stack([torch.zeros_like(there[:, 1]), there[:, 1]], dim=1).to(noise)
+    masses = noise.new_zeros(len(prefixes.texts), prefixes.symbols.shape[1], 2 * count)
+    places = rows[prefixes.symbols]
+    allowed = prefixes.symbols[:, 1:2] != labels if prefixes.symbols.shape[1] > 1 else None
+    found = []
+    for time in range(frame, max(-1, frame - window), -1):
+        seen = (noise[time][:, places].transpose(0, 1) @ masses).unflatten(2, (2, count))
+        seen = seen + noise[time][:, rows[labels]][None, :, None] * label[:, None]
+        found.append(seen + noise[time][:, rows[BLANK]][None, :, None, None] * blank[:, None])
+        if time > max(0, frame - window + 1):
+            before = messages[:, :, time - 1]  # (P, 2, K)
+            own = prefixes.forward[:, time - 1]
+            skipping = None if allowed is None else torch.where(allowed, own[:, 1:2], -torch.inf)
+            sources = [before[:, 1], own[:, :1].expand(-1, count), *([] if skipping is None else [skipping])]
+            entered = _shares(torch.stack(sources))  # of the label: from itself, the last blank, the last label
+            stayed = _shares(before.transpose(0, 1))  # of the blank: from itself, from the label
+            masses = _step_back(masses, _entered_from(prefixes, time - 1))
+            halves = masses.unflatten(2, (2, count))
+            halves[:, 0] += entered[1][:, None] * label
+            if skipping is not None:
+                halves[:, 1] += entered[2][:, None] * label
+            label, blank = entered[0][:, None] * label + stayed[1][:, None] * blank, stayed[0][:, None] * blank
+    return torch.cat(found, dim=1)
+
+
+def _entered_from(prefixes: Prefixes, time: int) -> Float[Tensor, "3 P S"]:
+    """Shares of a state's mass that were, at a time before, in it, one column on and two columns on."""
+    forward = prefixes.forward[:, time]
+    ahead = torch.nn.functional.pad(forward, (0, 2), value=-torch.inf)
+    skipping = torch.where(prefixes.skips, ahead[:, 2:], -torch.inf)
+    return _shares(torch.stack([forward, ahead[:, 1:-1], skipping]))
+
+
+def _shares(logs: Float[Tensor, "M *rest"]) -> Float[Tensor, "M *rest"]:
+    """Softmax along the first dimension, zero where nothing is finite."""
+    return torch.nan_to_num(logs.softmax(dim=0))
+
+
+def _step_back(masses: Float[Tensor, "P S U"], shares: Float[Tensor, "3 P S"]) -> Float[Tensor, "P S U"]:
+    before = shares[0][:, :, None] * masses
+    before[:, 1:] += (shares[1][:, :, None] * masses)[:, :-1]
+    before[:, 2:] += (shares[2][:, :, None] * masses)[:, :-2]
+    return before
