@@ -33,6 +33,9 @@ SHORT = 140
 APART = 4
 """Labels between two edits that are tried together."""
 
+NEAR = 8
+"""Labels between two exchanges that are tried as one edit."""
+
 Text = tuple[int, ...]
 Settled = Callable[[Text], bool]
 """Whether a text explains so much that searching on is in vain."""
@@ -294,6 +297,7 @@ def edits(search: Search, text: Text, each: int) -> list[Text]:
     pull = design.T @ misfit  # (L, V): how much E wants symbol v at label j
     gram = design.T @ design
     found = [*_substitutions(search, text, pull, gram, each), *_exchanges(text, pull, gram, each)]
+    found += _double_exchanges(text, pull, gram, each)
     found += _insertions(search, text, pull, each)
     doubtful = (design.T.abs() @ misfit.norm(dim=1)).argsort(descending=True)[:each].tolist()
     for place in doubtful:
@@ -331,6 +335,40 @@ def _exchanges(text: Text, pull: Tensor, gram: Tensor, each: int) -> list[Text]:
     for left, right in [*pairs[:, order].T.tolist(), *nearby]:
         changed = list(text)
         changed[left], changed[right] = changed[right], changed[left]
+        found.append(tuple(changed))
+    return found
+
+
+def _double_exchanges(text: Text, pull: Tensor, gram: Tensor, each: int) -> list[Text]:
+    """Two pairs of neighbours near each other, both exchanged.
+
+    RAARN for ARRAN moves one label on and the same one back, which changes occupancies as little as either exchange
+    alone, and neither helps without the other.
+    """
+    if len(text) < 4:
+        return []
+    labels = torch.tensor(text, device=pull.device)
+    first, second = labels[:-1], labels[1:]
+    own = pull.gather(1, labels[:, None]).squeeze(1)
+    # <E, D> of each exchange D = (q_i - q_{i+1})(e_b - e_a)', and <D, D'> of any two.
+    wants = pull[:-1].gather(1, second[:, None]) + pull[1:].gather(1, first[:, None])
+    wants = wants.squeeze(1) - own[:-1] - own[1:]
+    steps = gram[:-1, :-1] - gram[:-1, 1:] - gram[1:, :-1] + gram[1:, 1:]
+    alike = (first[:, None] == first).to(gram) + (second[:, None] == second).to(gram)
+    alike = alike - (first[:, None] == second).to(gram) - (second[:, None] == first).to(gram)
+    products = steps * alike
+    sizes = products.diagonal()
+    gain = 2 * (wants[:, None] + wants) - sizes[:, None] - sizes - 2 * products
+    places = torch.arange(len(first), device=pull.device)
+    apart = places - places[:, None]
+    allowed = (apart > 1) & (apart <= NEAR) & (first != second)[:, None] & (first != second)
+    gain = gain.masked_fill(~allowed, -torch.inf)
+    found = []
+    for at in gain.flatten().topk(min(each, int(allowed.sum()))).indices.tolist():
+        one, other = divmod(at, len(first))
+        changed = list(text)
+        for place in (one, other):
+            changed[place], changed[place + 1] = changed[place + 1], changed[place]
         found.append(tuple(changed))
     return found
 
