@@ -220,7 +220,7 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         tried.append(explored(start, config))
         if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
             break
-    if not any(each.exact for each in tried):
+    if search.frames <= config.most_read and not any(each.exact for each in tried):
         more = replace(config, evaluations=4 * config.evaluations)
         from_ends(search, more, config.readings[1], settled)
         tried.append(explored(search.best(), more))
@@ -280,11 +280,16 @@ def _through_drift(
     """Several local steps: search, run the steps on what was found, subtract what the moving weights did, again."""
     corrected, before = gradient, None
     found: list[TextEvidence] = []
+    # A text is not worth a long search before its drift is subtracted.
+    effort = replace(config, most_read=0)
     for _ in range(MOST_DRIFT_ROUNDS):
-        found = _all_texts(run, corrected, precision, config)
+        found = _all_texts(run, corrected, precision, effort)
         texts = [each.text for each in found]
         if texts == before:
-            break
+            if effort is config or all(each.exact for each in found):
+                break
+            effort = config
+            continue
         before = texts
         stepped = output_gradient(_simulated(model, update, features, texts), run.layer)
         assert stepped is not None  # the observed update has this layer
