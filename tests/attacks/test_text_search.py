@@ -3,7 +3,7 @@
 import torch
 
 from overheard.attacks.output_layer import FrameEvidence
-from overheard.attacks.text_search import Search, edits, occupancies
+from overheard.attacks.text_search import Search, SearchConfig, double_exchanges, improve, occupancies
 
 
 def test_two_exchanges_are_tried_as_one_edit() -> None:
@@ -20,5 +20,6 @@ def test_two_exchanges_are_tried_as_one_edit() -> None:
         FrameEvidence(log_probs, occupancy, occupancy, identity, 1e-4, identity, none, rows), [*range(1, 29)]
     )
     search.score([tuple(wrong)])
-    assert text in edits(search, tuple(wrong), 4)
-    assert edits(search, (3, 3, 3, 3), 4)
+    assert text in double_exchanges(search, tuple(wrong), 4)
+    assert improve(search, SearchConfig(), tuple(wrong), lambda found: found == text) == text
+    assert double_exchanges(search, (3, 3, 3, 3), 4) == []

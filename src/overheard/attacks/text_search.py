@@ -233,8 +233,12 @@ def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) 
     """Follow the best edit, with others that lie apart from it, until none helps, the text is settled, or the effort is
     spent."""
     while not settled(text) and len(search.scores) < config.limit(search.frames):
-        found = search.score(edits(search, text, config.edits))
-        better = sorted((each for each in found if found[each] < search.scores[text]), key=lambda each: found[each])
+        better: list[Text] = []
+        for kind in (edits, double_exchanges):  # the second where nothing else helps
+            found = search.score(kind(search, text, config.edits))
+            better = sorted((each for each in found if found[each] < search.scores[text]), key=lambda each: found[each])
+            if better:
+                break
         if not better:
             break
         found = {better[0]: found[better[0]]} | search.score(_together(text, better))
@@ -290,23 +294,25 @@ def edits(search: Search, text: Text, each: int) -> list[Text]:
     labels behind, which first order does not tell: a symbol is put where E looks like it, and labels are taken out, or
     moved, where E is large.
     """
-    evidence = search.evidence
-    design = evidence.whitener @ label_occupancy(evidence.log_probs, list(text))  # (T, L)
-    current = occupancies(evidence.log_probs, [text])[:, 0]
-    misfit = evidence.whitener @ (evidence.occupancy - current)
-    pull = design.T @ misfit  # (L, V): how much E wants symbol v at label j
-    gram = design.T @ design
+    doubt, pull, gram = _misfit_by_label(search, text)
     found = [*_substitutions(search, text, pull, gram, each), *_exchanges(text, pull, gram, each)]
-    found += _double_exchanges(text, pull, gram, each)
     found += _insertions(search, text, pull, each)
-    doubtful = (design.T.abs() @ misfit.norm(dim=1)).argsort(descending=True)[:each].tolist()
-    for place in doubtful:
+    for place in doubt.argsort(descending=True)[:each].tolist():
         rest = text[:place] + text[place + 1 :]
         found.append(rest)
         for other in (place - 3, place - 2, place + 2, place + 3):
             if 0 <= other <= len(rest):
                 found.append((*rest[:other], text[place], *rest[other:]))
     return [other for other in dict.fromkeys(found) if other != text]
+
+
+def _misfit_by_label(search: Search, text: Text) -> tuple[Tensor, Tensor, Tensor]:
+    """How large E is at each label, how much it wants each symbol there (L, V), and q' q (L, L), all whitened."""
+    evidence = search.evidence
+    design = evidence.whitener @ label_occupancy(evidence.log_probs, list(text))  # (T, L)
+    current = occupancies(evidence.log_probs, [text])[:, 0]
+    misfit = evidence.whitener @ (evidence.occupancy - current)
+    return design.T.abs() @ misfit.norm(dim=1), design.T @ misfit, design.T @ design
 
 
 def _substitutions(search: Search, text: Text, pull: Tensor, gram: Tensor, each: int) -> list[Text]:
@@ -339,7 +345,20 @@ def _exchanges(text: Text, pull: Tensor, gram: Tensor, each: int) -> list[Text]:
     return found
 
 
-def _double_exchanges(text: Text, pull: Tensor, gram: Tensor, each: int) -> list[Text]:
+def _insertions(search: Search, text: Text, pull: Tensor, each: int) -> list[Text]:
+    if not text:
+        return [(symbol,) for symbol in search.symbols]
+    padded = torch.cat([pull[:1], pull, pull[-1:]])
+    wants = (padded[:-1] + padded[1:])[:, search.symbols]  # (L + 1, symbols)
+    order = wants.flatten().argsort(descending=True)[:each].tolist()
+    count = len(search.symbols)
+    picked = {(at // count, search.symbols[at % count]) for at in order}
+    doubled = pull.gather(1, torch.tensor(text, device=pull.device)[:, None]).squeeze(1)
+    picked |= {(place, text[place]) for place in doubled.argsort(descending=True)[:each].tolist()}
+    return [(*text[:place], symbol, *text[place:]) for place, symbol in sorted(picked)]
+
+
+def double_exchanges(search: Search, text: Text, each: int) -> list[Text]:
     """Two pairs of neighbours near each other, both exchanged.
 
     RAARN for ARRAN moves one label on and the same one back, which changes occupancies as little as either exchange
@@ -347,6 +366,7 @@ def _double_exchanges(text: Text, pull: Tensor, gram: Tensor, each: int) -> list
     """
     if len(text) < 4:
         return []
+    _, pull, gram = _misfit_by_label(search, text)
     labels = torch.tensor(text, device=pull.device)
     first, second = labels[:-1], labels[1:]
     own = pull.gather(1, labels[:, None]).squeeze(1)
@@ -371,16 +391,3 @@ def _double_exchanges(text: Text, pull: Tensor, gram: Tensor, each: int) -> list
             changed[place], changed[place + 1] = changed[place + 1], changed[place]
         found.append(tuple(changed))
     return found
-
-
-def _insertions(search: Search, text: Text, pull: Tensor, each: int) -> list[Text]:
-    if not text:
-        return [(symbol,) for symbol in search.symbols]
-    padded = torch.cat([pull[:1], pull, pull[-1:]])
-    wants = (padded[:-1] + padded[1:])[:, search.symbols]  # (L + 1, symbols)
-    order = wants.flatten().argsort(descending=True)[:each].tolist()
-    count = len(search.symbols)
-    picked = {(at // count, search.symbols[at % count]) for at in order}
-    doubled = pull.gather(1, torch.tensor(text, device=pull.device)[:, None]).squeeze(1)
-    picked |= {(place, text[place]) for place in doubled.argsort(descending=True)[:each].tolist()}
-    return [(*text[:place], symbol, *text[place:]) for place, symbol in sorted(picked)]
