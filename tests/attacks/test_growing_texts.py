@@ -5,17 +5,11 @@ import torch
 from torch import Tensor
 
 from overheard.attacks.filled_gaps import filled_gaps
-from overheard.attacks.growing_texts import joined_readings, readings
+from overheard.attacks.growing_texts import Reading, edits, joined_readings, readings
 from overheard.attacks.occupancy_noise import LEAST, unit_noise
 from overheard.attacks.output_layer import FrameEvidence
-from overheard.attacks.prefix_marginals import (
-    Prefixes,
-    designs,
-    designs_of_next,
-    extended,
-    messages_of_next,
-    no_labels,
-)
+from overheard.attacks.prefix_fits import Occupancies, fit_prefixes, left_by_longer
+from overheard.attacks.prefix_marginals import Prefixes, designs, no_labels, with_tails
 from overheard.attacks.text_search import occupancies
 
 ERROR = 1e-7
@@ -35,8 +29,8 @@ def evidence_of(
 
 
 def read(evidence: FrameEvidence) -> list[tuple[int, ...]]:
-    starts, ends = readings(evidence, list(range(1, 29)), 6)
-    return [*starts, *ends, *joined_readings(starts, ends)]
+    start, end = readings(evidence, list(range(1, 29)), 6)
+    return [*start.texts, *end.texts, *joined_readings(start, end)]
 
 
 def drawn(frames: int, symbols: int, spread: float, seed: int) -> tuple[Tensor, torch.Generator]:
@@ -46,11 +40,7 @@ def drawn(frames: int, symbols: int, spread: float, seed: int) -> tuple[Tensor, 
 
 
 def prefix_of(log_probs: Tensor, text: tuple[int, ...]) -> Prefixes:
-    prefix = no_labels(log_probs)
-    for label in text:
-        labels = torch.tensor([label])
-        prefix = extended(prefix, labels, messages_of_next(prefix, log_probs, labels)[..., 0])
-    return prefix
+    return with_tails(no_labels(log_probs), [text], log_probs)
 
 
 def test_messages_of_a_label_follow_the_recursion_of_ctc() -> None:
@@ -78,22 +68,48 @@ def test_occupancies_are_linear_in_where_the_alignment_is(frame: int) -> None:
     rows, noise = torch.arange(5), torch.eye(5, dtype=torch.float64).expand(12, 5, 5)
     wanted = occupancy[: frame + 1].flip(0).flatten()
     for said, explained in ((text, True), (wrong, False)):
-        design = designs(prefix_of(log_probs, said), frame, 12, noise, rows)[0]
+        design = designs(prefix_of(log_probs, said), frame, 12, noise, rows, 2 * len(said) + 1)[0][0]
         left = wanted - design @ (torch.linalg.pinv(design) @ wanted)
         assert (float(left.norm()) < 1e-8) == explained
 
 
-def test_a_label_more_adds_the_columns_of_the_longer_prefix() -> None:
-    log_probs, _ = drawn(10, 5, 1.0, 2)
-    labels, rows = torch.arange(1, 5), torch.arange(5)
-    noise = torch.randn(10, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for text in ((), (2,), (4, 1)):
-        prefix = prefix_of(log_probs, text)
-        messages = messages_of_next(prefix, log_probs, labels)
-        found = designs_of_next(prefix, messages, labels, 8, 6, noise, rows)
-        for column, label in enumerate(labels.tolist()):
-            whole = designs(prefix_of(log_probs, (*text, label)), 8, 6, noise, rows)
-            torch.testing.assert_close(found[..., column], whole[:, :, :2])
+def test_what_tails_leave_is_what_whole_prefixes_leave() -> None:
+    log_probs, generator = drawn(14, 5, 1.0, 2)
+    noise = 1e5 * torch.randn(14, 5, 5, generator=generator, dtype=torch.float64)
+    occupancy = occupancies(log_probs, [(4, 1, 2, 3)])[:, 0]
+    target = torch.einsum("tij,tj->ti", noise, occupancy)
+    observed = Occupancies(log_probs, noise, target, torch.arange(5))
+    stem = prefix_of(log_probs, (4, 1))
+    fit = fit_prefixes(observed, stem, 9, 5)
+    for tails in ([(2,), (3,), (1,)], [(2, 3), (2, 2), (3, 2), (1, 4)]):
+        more = len(tails[0])
+        longer = with_tails(stem, tails, log_probs)
+        left = left_by_longer(observed, fit, longer, 9, more)
+        torch.testing.assert_close(left, fit_prefixes(observed, longer, 9, 5 + 2 * more).cost, atol=1e-3, rtol=1e-6)
+        assert int(left.argmin()) == 0
+
+
+def test_a_state_that_the_alignment_has_left_costs_nothing_to_leave_out() -> None:
+    """States behind all mass of the window add nothing to a fit; those in front of them do."""
+    log_probs, _ = drawn(40, 5, 1.0, 4)
+    text = (3, 1, 2, 4, 2, 1, 3, 4, 1, 2)
+    noise = 1e6 * torch.eye(5, dtype=torch.float64).expand(40, 5, 5)
+    target = torch.einsum("tij,tj->ti", noise, occupancies(log_probs, [text])[:, 0])
+    observed = Occupancies(log_probs, noise, target, torch.arange(5))
+    whole = fit_prefixes(observed, prefix_of(log_probs, text), 39, 21)
+    assert float(whole.cost) < 20.0
+    now, ever = int(whole.now), int(whole.ever)
+    assert now <= ever < 21
+    some = fit_prefixes(observed, prefix_of(log_probs, text).newest(ever), 39, now)
+    torch.testing.assert_close(some.cost, whole.cost, atol=1.0, rtol=0.0)
+    assert float(fit_prefixes(observed, prefix_of(log_probs, text).newest(ever // 2), 39, now).cost) > 100.0
+
+
+def test_edits_of_the_last_labels() -> None:
+    found = edits((1, 2), [1, 2, 3])
+    assert {(2, 1), (1,), (2,), (3, 2), (1, 3), (1, 3, 2), (3, 1, 2), (1, 2, 3)} <= set(found)
+    assert (1, 2) not in found
+    assert len(found) == len(set(found))
 
 
 def test_errors_become_independent_and_of_size_one() -> None:
@@ -127,8 +143,9 @@ def test_neither_exact_nor_hopeless_occupancies_break_the_reading(error: float) 
 
 
 def test_readings_are_joined_where_they_share_labels() -> None:
-    assert (1, 2, 3, 4, 5, 6) in joined_readings([(1, 2, 3, 4, 9)], [(8, 3, 4, 5, 6)])
-    assert joined_readings([(1, 2)], [(3, 4)]) == []
+    start, end = Reading([(1, 2, 3, 4, 9)], (1, 2)), Reading([(8, 3, 4, 5, 6)], (5, 6))
+    assert (1, 2, 3, 4, 5, 6) in joined_readings(start, end)
+    assert joined_readings(Reading([(1, 2)], ()), Reading([(3, 4)], ())) == []
 
 
 def test_the_middle_between_known_ends_is_filled() -> None:

@@ -1,62 +1,69 @@
 """Texts read off occupancies from either end, one frame after the other.
 
 A prefix explains the occupancies of all frames that the alignment has not left it in (`prefix_marginals`). Where the
-next label begins to be heard, long before it is likely, the fit fails by more than noise, and one label more, or a few,
-mends it: with errors of 1e-6, an occupancy of 1e-5 is seen. So a beam of prefixes follows the frames, ranked by what
-they leave unexplained and by their length, and nothing about the rest of the text is guessed. Labels that hide, since
-the model finds them next to impossible and puts their time into blanks, lead a reading astray; read from the other end,
+next label begins to be heard, long before it is likely, the fit fails by more than noise, and one label more mends it:
+with errors of 1e-6, an occupancy of 1e-5 is seen. So a beam of prefixes follows the frames, ranked by what they leave
+unexplained and by their length, and nothing about the rest of the text is guessed.
+
+Two rules keep a beam on its way. Where several labels explain a window alike, none is taken: the prefix stays as it is
+until a later frame tells them apart. And where no label more explains a window, the last few labels are edited: a label
+that the model finds next to impossible is not heard before one behind it is, and has to be put in front of that.
+
+Labels can hide for long, in time that the model fills with blanks, and lead a reading astray; read from the other end,
 where time runs backwards and CTC is the same, other labels hide. Both readings are joined wherever they overlap.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import median
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from overheard.attacks.occupancy_noise import unit_noise
 from overheard.attacks.output_layer import FrameEvidence
-from overheard.attacks.prefix_marginals import (
-    Prefixes,
-    designs,
-    designs_of_next,
-    extended,
-    messages_of_next,
-    no_labels,
-    together,
-)
+from overheard.attacks.prefix_fits import Fit, Occupancies, fit_prefixes, left_by_longer
+from overheard.attacks.prefix_marginals import Prefixes, no_labels, together, with_tails
 from overheard.speech.alphabet import BLANK
 
 Text = tuple[int, ...]
 
-WINDOW = 12
-"""Frames that a prefix is tested on at once."""
-
-AT_A_FRAME = 4
-"""Labels that may begin to be heard in one frame."""
-
 LABEL_COST = 15.0
 """Chi-square that a label more has to explain."""
+
+DOUBT = 30.0
+"""Chi-square above what is usual up to which a prefix explains a window."""
 
 MARGIN = 100.0
 """Chi-square beyond the best at which a prefix is given up."""
 
 UNEXPLAINED = 2.0
-"""Chi-square for each number above which any label that helps is tried."""
+"""Chi-square for each number that is taken to be usual at first."""
 
-LOST = 30.0
-"""Times what is usual that the best prefix may leave unexplained; beyond, reading on is in vain."""
+PATIENCE = 12
+"""Frames, one after the other, that may be left unexplained, half as many by more than the margin; then reading on is
+in vain."""
+
+MOST_EDITED = 40
+"""Prefixes that are edited in one reading, and one for every fourth frame."""
 
 USUAL = 20
 """Frames that tell what is usual."""
 
-SPARE = 6
-"""States kept beyond those that the fit needs."""
+SPARE = 2
+"""Labels kept beyond those that have mass."""
 
-RIDGE = 1e-13
-"""Part of the largest diagonal number that keeps a factorisation from failing."""
+CHILDREN = 8
+"""Texts, of the many near a prefix, that are fitted."""
+
+EXPANSIONS = 5
+"""Prefixes, in one frame, that others are sought near."""
+
+TAIL = 4
+"""Labels at a prefix's end that are edited."""
+
+ALIKE = 5
+"""Texts that explain a window alike, one of which is no better than a guess."""
 
 READINGS = 4
 """Of each direction that are joined."""
@@ -65,29 +72,54 @@ OVERLAPS = (4, 3, 2)
 """Labels that two readings share where they are joined."""
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How prefixes explain a window.
+@dataclass
+class Node:
+    """A prefix and how it explains a window.
 
     Attributes:
-        design: (P, R, S).
-        factor: (P, S, S) Cholesky factor of design' design and a ridge.
-        residual: (P, R).
-        cost: (P,) chi-square.
-        newest: (P,) mean square residual of the last frame.
-        states: that the fit needs.
+        prefix: one.
+        fit: of it.
+        cost: chi-square, of the better text that it may become where that is not settled yet.
     """
 
-    design: Float[Tensor, "P R S"]
-    factor: Float[Tensor, "P S S"]
-    residual: Float[Tensor, "P R"]
-    cost: Float[Tensor, " P"]
-    newest: Float[Tensor, " P"]
-    states: int
+    prefix: Prefixes
+    fit: Fit
+    cost: float
+
+    @property
+    def text(self) -> Text:
+        """Its labels."""
+        return self.prefix.texts[0]
+
+    @property
+    def rank(self) -> float:
+        """Chi-square with the labels' own."""
+        return self.cost + LABEL_COST * len(self.text)
+
+    def before(self, states: Tensor) -> int:
+        """Labels before the newest states."""
+        return len(self.text) - (int(states) + 1) // 2
 
 
-def readings(evidence: FrameEvidence, symbols: list[int], beam: int) -> tuple[list[Text], list[Text]]:
-    """Texts read from the beginning and texts read from the end, best first.
+@dataclass(frozen=True)
+class Reading:
+    """Beginnings of a text, or ends.
+
+    Attributes:
+        texts: after the last frame that was read, best first.
+        explained: the best after the last frame that was explained.
+    """
+
+    texts: list[Text]
+    explained: Text
+
+    def turned(self) -> "Reading":
+        """From the other end."""
+        return Reading([text[::-1] for text in self.texts], self.explained[::-1])
+
+
+def readings(evidence: FrameEvidence, symbols: list[int], beam: int) -> tuple[Reading, Reading]:
+    """What is read from the beginning and what is read from the end.
 
     Args:
         evidence: of the output layer.
@@ -96,16 +128,19 @@ def readings(evidence: FrameEvidence, symbols: list[int], beam: int) -> tuple[li
     """
     heard = [BLANK, *symbols]
     noise = unit_noise(evidence, heard)
-    target = torch.einsum("tij,tj->ti", noise, evidence.occupancy[:, heard])
-    starts = _read(evidence.log_probs, noise, target, heard, beam)
-    ends = _read(evidence.log_probs.flip(0), noise.flip(0), target.flip(0), heard, beam)
-    return starts, [text[::-1] for text in ends]
+    # An occupancy below zero is an error.
+    target = torch.einsum("tij,tj->ti", noise, evidence.occupancy[:, heard].clamp(min=0.0))
+    rows = torch.zeros(evidence.log_probs.shape[1], dtype=torch.long, device=noise.device)
+    rows[heard] = torch.arange(len(heard), device=noise.device)
+    forwards = Occupancies(evidence.log_probs, noise, target, rows)
+    backwards = Occupancies(evidence.log_probs.flip(0), noise.flip(0), target.flip(0), rows)
+    return _read(forwards, symbols, beam), _read(backwards, symbols, beam).turned()
 
 
-def joined_readings(starts: list[Text], ends: list[Text]) -> list[Text]:
+def joined_readings(start: Reading, end: Reading) -> list[Text]:
     """Texts that begin as a reading from the beginning does and end as one from the end does, wherever both share a few
     labels."""
-    pairs = product(starts[:READINGS], ends[:READINGS])
+    pairs = product(start.texts[:READINGS], end.texts[:READINGS])
     return list(dict.fromkeys(text for pair, overlap in product(pairs, OVERLAPS) for text in _joined(*pair, overlap)))
 
 
@@ -120,116 +155,120 @@ def _joined(start: Text, end: Text, overlap: int) -> list[Text]:
     ]
 
 
-def _read(
-    log_probs: Float[Tensor, "T V"],
-    noise: Float[Tensor, "T K K"],
-    target: Float[Tensor, "T K"],
-    symbols: list[int],
-    width: int,
-) -> list[Text]:
+def _read(observed: Occupancies, labels: list[int], width: int) -> Reading:
     """Prefixes after the last frame, or where reading on was in vain, best first."""
-    rows = torch.zeros(log_probs.shape[1], dtype=torch.long, device=log_probs.device)
-    rows[symbols] = torch.arange(len(symbols), device=log_probs.device)
-    labels = torch.tensor(symbols[1:], device=log_probs.device)
-    beam, left = no_labels(log_probs), list[float]()
-    for frame in range(len(log_probs)):
-        wanted = target[max(0, frame - WINDOW + 1) : frame + 1].flip(0).flatten()
-        groups, costs, states = [beam], list[float](), 3
-        known = set(beam.texts)
-        for _ in range(AT_A_FRAME + 1):
-            fit = _fit(designs(groups[-1], frame, WINDOW, noise, rows), wanted, len(symbols))
-            costs += fit.cost.tolist()
-            states = max(states, fit.states)
-            if len(groups) > AT_A_FRAME:
-                break
-            longer = _longer(groups[-1], fit, log_probs, labels, frame, noise, rows, width, known)
-            if longer is None:
-                break
-            known |= set(longer.texts)
-            groups.append(longer)
-        everything = together(groups)
-        ranks = [cost + LABEL_COST * len(text) for cost, text in zip(costs, everything.texts, strict=True)]
-        order = sorted(range(len(ranks)), key=lambda row: ranks[row])[:width]
-        kept = [row for row in order if ranks[row] < ranks[order[0]] + MARGIN]
-        beam = everything.take(kept).newest(states + SPARE)
-        usual = median(left[-USUAL:]) if left else UNEXPLAINED
-        left.append(costs[kept[0]] / len(wanted))
-        if left[-1] > LOST * usual + UNEXPLAINED:
+    beam, settled, left = no_labels(observed.log_probs), 0, list[float]()
+    explained, lost, effort = (), 0, MOST_EDITED + len(observed.log_probs) // 4
+    for frame in range(len(observed.log_probs)):
+        count = len(observed.wanted(frame))
+        enough = DOUBT + count * (median(left[-USUAL:]) if left else UNEXPLAINED)
+        found, edited = _Frame(observed, labels, frame, settled, enough).explained(beam)
+        kept = [each for each in found[:width] if each.rank < found[0].rank + MARGIN]
+        beam = together([each.prefix for each in kept])
+        settled = max(0, min(each.before(each.fit.now) for each in kept) - SPARE)
+        ever = max(0, min(each.before(each.fit.ever) for each in kept) - SPARE)
+        beam = beam.newest(2 * (max(len(text) for text in beam.texts) - min(ever, settled)) + 1)
+        left.append(kept[0].cost / count)
+        if kept[0].cost <= enough:
+            explained, lost = kept[0].text, 0
+        else:
+            lost += 2 if kept[0].cost > enough + MARGIN else 1
+        effort -= edited
+        if lost >= PATIENCE or effort < 0:
             break
-    return list(beam.texts)
+    return Reading(list(beam.texts), explained)
 
 
-def _fit(design: Float[Tensor, "P R S"], wanted: Float[Tensor, " R"], num_symbols: int) -> Fit:
-    """Least squares over masses of states, which are about 1 at most."""
-    gram = design.mT @ design
-    # A ridge of 1 is what is meant; beside errors of 1e-9 it is below what factorising rounds.
-    ridge = 1.0 + RIDGE * gram.diagonal(dim1=1, dim2=2).amax(dim=1)
-    factor = torch.linalg.cholesky(gram + torch.diag_embed(ridge[:, None].expand(gram.shape[:2])))
-    pulls = design.mT @ wanted
-    turned = torch.linalg.solve_triangular(factor, pulls[:, :, None], upper=False)
-    masses = torch.linalg.solve_triangular(factor.mT, turned, upper=True)[:, :, 0]
-    for _ in range(2):  # normal equations square the condition: refined, they are as good as a QR
-        residual = wanted - (design @ masses[:, :, None])[:, :, 0]
-        error = (design.mT @ residual[:, :, None])[:, :, 0] - masses
-        masses = masses + torch.cholesky_solve(error[:, :, None], factor)[:, :, 0]
-    residual = wanted - (design @ masses[:, :, None])[:, :, 0]
-    # What the states from each on, older ones, add to the fit.
-    older = turned[:, :, 0].square().flip(1).cumsum(dim=1).flip(1)
-    needed = (older > 1e-3 * len(wanted)).any(dim=0).nonzero()
-    return Fit(
-        design,
-        factor,
-        residual,
-        residual.square().sum(dim=1) + masses.square().sum(dim=1),
-        residual[:, :num_symbols].square().mean(dim=1),
-        int(needed.max()) + 1 if len(needed) else 0,
-    )
+@dataclass(frozen=True)
+class _Frame:
+    """The window that ends in a frame.
+
+    Attributes:
+        observed: what is to be explained.
+        labels: that a text may hold.
+        frame: the window's last.
+        settled: labels that the alignment has left behind by then.
+        enough: chi-square at which the window counts as explained.
+    """
+
+    observed: Occupancies
+    labels: list[int]
+    frame: int
+    settled: int
+    enough: float
+
+    def explained(self, beam: Prefixes) -> tuple[list[Node], int]:
+        """Prefixes that explain the window or come near it, best first, and how many were edited to find them."""
+        edited = 0
+        found, known, done = self._nodes(beam), set(beam.texts), set[Text]()
+        for _ in range(EXPANSIONS):
+            found.sort(key=lambda each: each.rank)
+            node = next((each for each in found if each.text not in done), None)
+            if node is None or found[0].cost <= self.enough:
+                break
+            done.add(node.text)
+            fresh = self._longer(node, known)
+            if not any(each.cost <= self.enough for each in fresh):
+                fresh += self._edited(node, known | {each.text for each in fresh})
+                edited += 1
+            fresh.sort(key=lambda each: each.rank)
+            if self._alike(fresh):
+                node.cost = min(node.cost, fresh[0].rank - LABEL_COST * len(node.text))
+            else:
+                known |= {each.text for each in fresh}
+                found += fresh
+        return sorted(found, key=lambda each: each.rank), edited
+
+    def _alike(self, ranked: list[Node]) -> bool:
+        """Whether the next frames have to tell which of several texts is meant."""
+        many = len(ranked) >= ALIKE and ranked[0].cost <= self.enough
+        return many and ranked[ALIKE - 1].rank < ranked[0].rank + LABEL_COST
+
+    def _nodes(self, prefixes: Prefixes) -> list[Node]:
+        fit = fit_prefixes(self.observed, prefixes, self.frame, self._columns(prefixes))
+        rows = range(len(prefixes.texts))
+        return [Node(prefixes.take([row]), fit.take([row]), float(fit.cost[row])) for row in rows]
+
+    def _columns(self, prefixes: Prefixes) -> int:
+        return 2 * max(0, max(len(text) for text in prefixes.texts) - self.settled) + 1
+
+    def _longer(self, node: Node, known: set[Text]) -> list[Node]:
+        """Prefixes with one label more."""
+        return self._best(node.prefix, node.fit, [(label,) for label in self.labels], known, node.cost - LABEL_COST / 2)
+
+    def _edited(self, node: Node, known: set[Text]) -> list[Node]:
+        """Prefixes whose last labels are an edit away."""
+        depth = min(TAIL, len(node.text), (node.prefix.symbols.shape[1] - 1) // 2)
+        stem = node.prefix.without(depth)
+        fit = fit_prefixes(self.observed, stem, self.frame, self._columns(stem))
+        by_length: dict[int, list[Text]] = {}
+        for tail in edits(node.text[len(node.text) - depth :], self.labels):
+            by_length.setdefault(len(tail), []).append(tail)
+        found = [
+            each
+            for length, tails in by_length.items()
+            for each in self._best(stem, fit, tails, known, node.cost + LABEL_COST * (depth - length) - LABEL_COST)
+        ]
+        return sorted(found, key=lambda each: each.rank)[:CHILDREN]
+
+    def _best(self, stem: Prefixes, fit: Fit, tails: list[Text], known: set[Text], below: float) -> list[Node]:
+        """The stem with those tails that explain most, where they leave less than some chi-square."""
+        tails = [tail for tail in tails if stem.texts[0] + tail not in known]
+        if not tails or not tails[0]:
+            return []
+        short = replace(stem, forward=stem.forward[:, : self.frame + 1])
+        many = with_tails(short, tails, self.observed.log_probs[: self.frame + 1])
+        left = left_by_longer(self.observed, fit, many, self.frame, len(tails[0]))
+        best = [tails[row] for row in left.argsort().tolist() if left[row] < below][:CHILDREN]
+        return self._nodes(with_tails(stem, best, self.observed.log_probs)) if best else []
 
 
-def _longer(
-    prefixes: Prefixes,
-    fit: Fit,
-    log_probs: Float[Tensor, "T V"],
-    labels: Int[Tensor, " K"],
-    frame: int,
-    noise: Float[Tensor, "T M M"],
-    rows: Int[Tensor, " V"],
-    most: int,
-    known: set[Text],
-) -> Prefixes | None:
-    """The prefixes with one label more that explain most; None where no label explains enough."""
-    rank = fit.cost + LABEL_COST * torch.tensor([len(text) for text in prefixes.texts], device=fit.cost.device)
-    parents = [row for row in rank.argsort()[:most].tolist() if fit.cost[row] > LABEL_COST]
-    if not parents:
-        return None
-    some = prefixes.take(parents)
-    messages = messages_of_next(some, log_probs, labels)
-    design = designs_of_next(some, messages, labels, frame, WINDOW, noise, rows)
-    gains = _gains(fit, parents, design)
-    gains = torch.where(messages[:, 1, frame].isfinite(), gains, 0.0)
-    unexplained = (fit.cost > UNEXPLAINED * fit.residual.shape[1]) | (fit.newest > UNEXPLAINED)
-    least = torch.where(unexplained, 1.0, LABEL_COST / 2)
-    predicted = (rank[parents, None] - gains).masked_fill(gains <= least[parents, None], torch.inf)
-    picked: list[tuple[int, int]] = []
-    for at in predicted.flatten().argsort().tolist():
-        row, column = divmod(at, len(labels))
-        if len(picked) == most or not predicted[row, column] < torch.inf:
-            break
-        if (*some.texts[row], int(labels[column])) not in known:
-            picked.append((row, column))
-    if not picked:
-        return None
-    ancestors, columns = [row for row, _ in picked], [column for _, column in picked]
-    return extended(some.take(ancestors), labels[columns], messages[ancestors, :, :, columns])
-
-
-def _gains(fit: Fit, parents: list[int], design: Float[Tensor, "P R two K"]) -> Float[Tensor, "P K"]:
-    """Chi-square that the two states of a label more take off each prefix's."""
-    flat = design.flatten(2)
-    pulls = (flat.mT @ fit.residual[parents][:, :, None]).unflatten(1, design.shape[2:])[..., 0]  # (P, 2, K)
-    seen = torch.linalg.solve_triangular(fit.factor[parents], fit.design[parents].mT @ flat, upper=False)
-    seen = seen.unflatten(2, design.shape[2:])
-    gram = torch.einsum("prik,prjk->pkij", design, design) - torch.einsum("psik,psjk->pkij", seen, seen)
-    gram = gram + torch.eye(2, dtype=gram.dtype, device=gram.device)
-    solved = torch.linalg.solve_ex(gram, pulls.transpose(1, 2)[..., None])[0][..., 0]
-    return torch.nan_to_num((solved * pulls.transpose(1, 2)).sum(dim=2))
+def edits(tail: Text, labels: list[int]) -> list[Text]:
+    """All texts that a label inserted, replaced or left out, or two neighbours exchanged, make of one."""
+    found = [(*tail[:place], label, *tail[place:]) for place in range(len(tail) + 1) for label in labels]
+    for place in range(len(tail)):
+        found += [(*tail[:place], label, *tail[place + 1 :]) for label in labels]
+        found.append(tail[:place] + tail[place + 1 :])
+    for place in range(1, len(tail)):
+        found.append((*tail[: place - 1], tail[place], tail[place - 1], *tail[place + 1 :]))
+    return [each for each in dict.fromkeys(found) if each != tail]

@@ -21,6 +21,9 @@ ROUNDING = 2.0
 LIKELIHOOD = 3.0
 """The same of errors that a frame's symbols share."""
 
+NEGATIVE = 2.5
+"""Times the expected error by which a frame's lowest occupancy may be below zero; beyond, its errors count as larger."""
+
 LEAST = 1e-9
 """Standard deviation that no error is taken to be below."""
 
@@ -36,6 +39,10 @@ def unit_noise(evidence: FrameEvidence, symbols: list[int]) -> Float[Tensor, "T 
     own = ROUNDING * frames[:, None] * evidence.rows[symbols]
     messages = ROUNDING * spacing * torch.maximum(occupancy.clamp(0.0, 1.0), probabilities)
     shared = LIKELIHOOD * spacing * (probabilities - occupancy)
+    # No occupancy is negative: what is below zero shows a frame's own errors, which features that are not exact add to.
+    size = (own.square() + messages.square() + shared.square() + LEAST**2).sqrt()
+    below = (-occupancy / size).amax(dim=1) / NEGATIVE
+    own = own * below.clamp(min=1.0)[:, None]
     covariance = torch.diag_embed(own.square() + messages.square() + LEAST**2) + shared[:, :, None] * shared[:, None, :]
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(len(symbols), dtype=factor.dtype, device=factor.device)

@@ -51,6 +51,15 @@ class Prefixes:
             self.texts, self.symbols[:, :states], self.skips[:, :states], self.forward[:, :, :states].contiguous()
         )
 
+    def without(self, labels: int) -> "Prefixes":
+        """Without their last labels."""
+        return Prefixes(
+            tuple(text[: len(text) - labels] for text in self.texts),
+            self.symbols[:, 2 * labels :],
+            self.skips[:, 2 * labels :],
+            self.forward[:, :, 2 * labels :],
+        )
+
 
 def no_labels(log_probs: Float[Tensor, "T V"]) -> Prefixes:
     """The prefix that every text has."""
@@ -58,36 +67,20 @@ def no_labels(log_probs: Float[Tensor, "T V"]) -> Prefixes:
     return Prefixes(((),), zeros + BLANK, zeros.bool(), log_probs[:, BLANK].cumsum(dim=0)[None, :, None])
 
 
-def messages_of_next(
-    prefixes: Prefixes, log_probs: Float[Tensor, "T V"], labels: Int[Tensor, " K"]
-) -> Float[Tensor, "P 2 T K"]:
-    """log alpha of a blank behind a label more, and of that label, for each prefix and each of K labels.
+def extended(prefixes: Prefixes, labels: Int[Tensor, " P"], log_probs: Float[Tensor, "T V"]) -> Prefixes:
+    """Each prefix with one label more.
 
     alpha_t = p_t (alpha_{t-1} + inflow_{t-1}) in closed form: with C_t the sum of log p up to t,
     log alpha_t = C_t + log sum_{u <= t} exp(inflow_{u-1} - C_{u-1}).
     """
-    allowed = (prefixes.symbols[:, 1:2] != labels) if prefixes.symbols.shape[1] > 1 else None
-    inflow = prefixes.forward[:, :, :1].expand(-1, -1, len(labels))
-    if allowed is not None:
-        skipping = torch.where(allowed[:, None], prefixes.forward[:, :, 1:2], -torch.inf)
-        inflow = torch.logaddexp(inflow, skipping)
+    alone = prefixes.symbols.shape[1] == 1
+    last = torch.full_like(labels, BLANK) if alone else prefixes.symbols[:, 1]
+    inflow = prefixes.forward[:, :, 0]
+    if not alone:
+        inflow = torch.logaddexp(inflow, prefixes.forward[:, :, 1].masked_fill((last == labels)[:, None], -torch.inf))
     first = torch.tensor([0.0 if not text else -torch.inf for text in prefixes.texts], dtype=log_probs.dtype)
-    label = _accumulated(inflow, log_probs[:, labels], first.to(log_probs.device))
-    blank = _accumulated(label, log_probs[:, BLANK, None].expand(-1, len(labels)), torch.full_like(first, -torch.inf))
-    return torch.stack([blank, label], dim=1)
-
-
-def _accumulated(
-    inflow: Float[Tensor, "P T K"], log_probs: Float[Tensor, "T K"], first: Float[Tensor, " P"]
-) -> Float[Tensor, "P T K"]:
-    total = log_probs.cumsum(dim=0)
-    before = torch.cat([first[:, None, None].expand(-1, 1, inflow.shape[2]), inflow[:, :-1] - total[:-1]], dim=1)
-    return total + before.logcumsumexp(dim=1)
-
-
-def extended(prefixes: Prefixes, labels: Int[Tensor, " P"], messages: Float[Tensor, "P 2 T"]) -> Prefixes:
-    """Each prefix with one label more, given that label's messages."""
-    last = prefixes.symbols[:, 1] if prefixes.symbols.shape[1] > 1 else torch.full_like(labels, BLANK)
+    label = _accumulated(inflow, log_probs[:, labels].T, first.to(log_probs.device))
+    blank = _accumulated(label, log_probs[:, BLANK].expand_as(label), torch.full_like(label[:, 0], -torch.inf))
     texts = tuple((*text, label) for text, label in zip(prefixes.texts, labels.tolist(), strict=True))
     symbols = torch.stack([torch.full_like(labels, BLANK), labels], dim=1)
     # The first label of all has no label before it that could be skipped from.
@@ -96,8 +89,24 @@ def extended(prefixes: Prefixes, labels: Int[Tensor, " P"], messages: Float[Tens
         texts,
         torch.cat([symbols, prefixes.symbols], dim=1),
         torch.cat([skips, prefixes.skips], dim=1),
-        torch.cat([messages.transpose(1, 2), prefixes.forward], dim=2),
+        torch.cat([torch.stack([blank, label], dim=2), prefixes.forward], dim=2),
     )
+
+
+def _accumulated(
+    inflow: Float[Tensor, "P T"], log_probs: Float[Tensor, "P T"], first: Float[Tensor, " P"]
+) -> Float[Tensor, "P T"]:
+    total = log_probs.cumsum(dim=1)
+    before = torch.cat([first[:, None], inflow[:, :-1] - total[:, :-1]], dim=1)
+    return total + before.logcumsumexp(dim=1)
+
+
+def with_tails(stem: Prefixes, tails: list[tuple[int, ...]], log_probs: Float[Tensor, "T V"]) -> Prefixes:
+    """One prefix with each of some tails, all of one length."""
+    many = stem.take([0] * len(tails))
+    for labels in torch.tensor(tails, dtype=torch.long, device=log_probs.device).T:
+        many = extended(many, labels, log_probs)
+    return many
 
 
 def together(groups: list[Prefixes]) -> Prefixes:
@@ -118,8 +127,13 @@ def together(groups: list[Prefixes]) -> Prefixes:
 
 
 def designs(
-    prefixes: Prefixes, frame: int, window: int, noise: Float[Tensor, "T K K"], rows: Int[Tensor, " V"]
-) -> Float[Tensor, "P R S"]:
+    prefixes: Prefixes,
+    frame: int,
+    window: int,
+    noise: Float[Tensor, "T K K"],
+    rows: Int[Tensor, " V"],
+    columns: int,
+) -> tuple[Float[Tensor, "P R C"], Float[Tensor, "P S C"]]:
     """Occupancies of the last frames up to one, over their errors, for each state that the last of them may be in.
 
     Args:
@@ -133,53 +147,14 @@ def designs(
         R = frames times K, the last frame first.
     """
     there = prefixes.forward[:, frame].isfinite()
-    masses = torch.diag_embed(there.to(noise))
+    masses = torch.diag_embed(there.to(noise))[:, :, :columns]
     places = rows[prefixes.symbols]
     found = []
     for time in range(frame, max(-1, frame - window), -1):
         found.append(noise[time][:, places].transpose(0, 1) @ masses)
         if time > max(0, frame - window + 1):
             masses = _step_back(masses, _entered_from(prefixes, time - 1))
-    return torch.cat(found, dim=1)
-
-
-def designs_of_next(
-    prefixes: Prefixes,
-    messages: Float[Tensor, "P 2 T K"],
-    labels: Int[Tensor, " K"],
-    frame: int,
-    window: int,
-    noise: Float[Tensor, "T M M"],
-    rows: Int[Tensor, " V"],
-) -> Float[Tensor, "P R 2 K"]:
-    """The same for the two states that one label more brings: the blank behind it and the label."""
-    count = len(labels)
-    there = messages[:, :, frame].isfinite()
-    # Mass in the blank, in the label and in the prefix's own states, of what started in either.
-    blank = torch.stack([there[:, 0], torch.zeros_like(there[:, 0])], dim=1).to(noise)
-    label = torch.stack([torch.zeros_like(there[:, 1]), there[:, 1]], dim=1).to(noise)
-    masses = noise.new_zeros(len(prefixes.texts), prefixes.symbols.shape[1], 2 * count)
-    places = rows[prefixes.symbols]
-    allowed = prefixes.symbols[:, 1:2] != labels if prefixes.symbols.shape[1] > 1 else None
-    found = []
-    for time in range(frame, max(-1, frame - window), -1):
-        seen = (noise[time][:, places].transpose(0, 1) @ masses).unflatten(2, (2, count))
-        seen = seen + noise[time][:, rows[labels]][None, :, None] * label[:, None]
-        found.append(seen + noise[time][:, rows[BLANK]][None, :, None, None] * blank[:, None])
-        if time > max(0, frame - window + 1):
-            before = messages[:, :, time - 1]  # (P, 2, K)
-            own = prefixes.forward[:, time - 1]
-            skipping = None if allowed is None else torch.where(allowed, own[:, 1:2], -torch.inf)
-            sources = [before[:, 1], own[:, :1].expand(-1, count), *([] if skipping is None else [skipping])]
-            entered = _shares(torch.stack(sources))  # of the label: from itself, the last blank, the last label
-            stayed = _shares(before.transpose(0, 1))  # of the blank: from itself, from the label
-            masses = _step_back(masses, _entered_from(prefixes, time - 1))
-            halves = masses.unflatten(2, (2, count))
-            halves[:, 0] += entered[1][:, None] * label
-            if skipping is not None:
-                halves[:, 1] += entered[2][:, None] * label
-            label, blank = entered[0][:, None] * label + stayed[1][:, None] * blank, stayed[0][:, None] * blank
-    return torch.cat(found, dim=1)
+    return torch.cat(found, dim=1), masses
 
 
 def _entered_from(prefixes: Prefixes, time: int) -> Float[Tensor, "3 P S"]:

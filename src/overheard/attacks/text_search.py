@@ -178,11 +178,11 @@ def from_ends(search: Search, config: SearchConfig, beam: int, settled: Settled)
     until one is settled; nothing where the utterance is too long for it."""
     if search.frames > config.most_read:
         return
-    starts, ends = readings(search.evidence, search.symbols, beam)
-    search.score([*starts, *ends, *joined_readings(starts, ends)])
+    start, end = readings(search.evidence, search.symbols, beam)
+    search.score([*start.texts, *end.texts, *joined_readings(start, end)])
     if settled(search.best()):
         return
-    found = search.score(filled_gaps(search.evidence, search.symbols, starts[0], ends[0]))
+    found = search.score(filled_gaps(search.evidence, search.symbols, start.explained, end.explained))
     for text in sorted(found, key=lambda each: found[each])[: config.fillings]:
         if settled(improve(search, config, text, settled)):
             return
