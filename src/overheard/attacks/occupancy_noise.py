@@ -22,7 +22,7 @@ LIKELIHOOD = 3.0
 """The same of errors that a frame's symbols share."""
 
 NEGATIVE = 2.5
-"""Times the expected error by which a frame's lowest occupancy may be below zero; beyond, its errors count as larger."""
+"""Times the expected error by which a frame's lowest occupancy may be below zero; beyond, its errors count larger."""
 
 LEAST = 1e-9
 """Standard deviation that no error is taken to be below."""
