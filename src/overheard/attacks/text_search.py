@@ -55,7 +55,7 @@ class SearchConfig:
         kicks: relaxed solutions from which local search starts again where it has ended beside the text.
         evaluations: texts of a short utterance scored before the search gives up; see `limit`.
         readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
-        most_read: output frames up to which that is tried.
+        most_read: output frames up to which each of them is tried.
         fillings: texts with a gap filled that local search starts from then.
     """
 
@@ -68,7 +68,7 @@ class SearchConfig:
     kicks: int = 12
     evaluations: int = 24000
     readings: tuple[int, int] = (6, 24)
-    most_read: int = 300
+    most_read: tuple[int, int] = (1000, 300)
     fillings: int = 6
 
     def limit(self, frames: int) -> int:
@@ -164,7 +164,7 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
         or settles(lambda: _from_prefixes(search, few))
         or settles(lambda: _by_lengths(search, config, settled))
         or settled(improve(search, config, search.best(), settled))
-        or settles(lambda: from_ends(search, config, config.readings[0], settled))
+        or settles(lambda: from_ends(search, config, False, settled))
         or settles(lambda: _from_prefixes(search, many))
     ):
         return [search.best()]
@@ -173,12 +173,19 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
     return list(dict.fromkeys([*starts, *ranked]))[: config.starts]
 
 
-def from_ends(search: Search, config: SearchConfig, beam: int, settled: Settled) -> None:
+def from_ends(search: Search, config: SearchConfig, wide: bool, settled: Settled) -> None:
     """Score readings from either end and of both joined, then local search from texts that fill what lies between them,
-    until one is settled; nothing where the utterance is too long for it."""
-    if search.frames > config.most_read:
+    until one is settled; nothing where the utterance is too long for it.
+
+    Args:
+        search: of one utterance.
+        config: its effort.
+        wide: read with the wider beam.
+        settled: whether a text is the right one.
+    """
+    if search.frames > config.most_read[wide]:
         return
-    start, end = readings(search.evidence, search.symbols, beam)
+    start, end = readings(search.evidence, search.symbols, config.readings[wide])
     search.score([*start.texts, *end.texts, *joined_readings(start, end)])
     if settled(search.best()):
         return

@@ -220,9 +220,9 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         tried.append(explored(start, config))
         if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
             break
-    if search.frames <= config.most_read and not any(each.exact for each in tried):
+    if search.frames <= config.most_read[True] and not any(each.exact for each in tried):
         more = replace(config, evaluations=4 * config.evaluations)
-        from_ends(search, more, config.readings[1], settled)
+        from_ends(search, more, True, settled)
         tried.append(explored(search.best(), more))
     return min(tried, key=lambda each: each.residual)
 
@@ -281,7 +281,7 @@ def _through_drift(
     corrected, before = gradient, None
     found: list[TextEvidence] = []
     # A text is not worth a long search before its drift is subtracted.
-    effort = replace(config, most_read=0)
+    effort = replace(config, most_read=(0, 0))
     for _ in range(MOST_DRIFT_ROUNDS):
         found = _all_texts(run, corrected, precision, effort)
         texts = [each.text for each in found]
