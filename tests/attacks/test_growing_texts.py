@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from overheard.attacks import near_prefixes
 from overheard.attacks.filled_gaps import filled_gaps
-from overheard.attacks.growing_texts import Reading, edits, joined_readings, readings
+from overheard.attacks.growing_texts import Reading, joined_readings, readings
+from overheard.attacks.near_prefixes import edits
 from overheard.attacks.occupancy_noise import LEAST, unit_noise
 from overheard.attacks.output_layer import FrameEvidence
 from overheard.attacks.prefix_fits import Occupancies, fit_prefixes, left_by_longer
@@ -132,6 +134,17 @@ def test_short_texts_are_read(text: tuple[int, ...], seed: int) -> None:
     log_probs, generator = drawn(30, 29, 0.5, seed)
     evidence = evidence_of(log_probs, text, generator)
     assert text in read(evidence)
+
+
+def test_labels_that_the_model_finds_next_to_impossible_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are heard only once labels behind them are, and come in by edits of the last labels."""
+    log_probs, generator = drawn(40, 29, 5.0, 12)
+    text = (5, 9, 3, 12, 7, 3, 1, 3, 20, 6)
+    log_probs[:, 3] -= 20.0
+    evidence = evidence_of(log_probs.log_softmax(dim=1), text, generator)
+    assert text in read(evidence)
+    monkeypatch.setattr(near_prefixes, "TAIL", 0)
+    assert text not in read(evidence)
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-1])
