@@ -53,7 +53,7 @@ def test_noise_is_met_with_likelihood(level: float, better: float) -> None:
     matrix = torch.cat(
         [noisy.update.tensors["input_layers.0.weight"], noisy.update.tensors["input_layers.0.bias"][:, None]], dim=1
     )
-    plain = SpanSolver(row_space(matrix.double())[0][:50], layer).solve(50)
+    plain = SpanSolver(row_space(matrix.double())[0][:50], layer).solve((50,))
     assert plain is not None
     closed = float((plain.features - batch.features[:, 0]).square().mean().sqrt())
     assert error < better * closed / float(batch.features.square().mean().sqrt())

@@ -262,7 +262,7 @@ def test_refinement_finds_the_truth_from_beside_it() -> None:
     fit = refine(span, start, (2, 2 + PAST_CAPACITY), layer, block)
     assert (fit.rows - rows).abs().mean() < 1e-3
     assert torch.equal(fit.rows[:2], rows[:2])
-    assert 0.3 < fit.residual / fit.expected < 3
+    assert 0.3 < fit.excess < 3
 
 
 def test_a_slow_start_is_no_obstacle(librispeech: Path) -> None:

@@ -93,7 +93,7 @@ def test_entries_are_weighed_as_they_were_rounded(client: ClientSettings) -> Non
     layer = find_windowed_layer(model, 26)
     assert layer is not None
     rows = [observation.update.tensors[f"input_layers.0.{name}"].double().view(256, -1) for name in ("weight", "bias")]
-    plain = SpanSolver(row_space(torch.cat(rows, dim=1))[0][:90], layer).solve(90)
+    plain = SpanSolver(row_space(torch.cat(rows, dim=1))[0][:90], layer).solve((90,))
     assert plain is not None
     error, of_plain = (
         float((each - batch.features[:, 0]).abs().mean()) for each in (found.features[0], plain.features)
@@ -145,7 +145,7 @@ def test_features_unrelated_to_the_update_do_not_pass_as_unique() -> None:
     layer = find_windowed_layer(small_deepspeech1(), 26)
     assert layer is not None
     random = torch.linalg.qr(torch.randn(131, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
-    solution = SpanSolver(random, layer).solve(40)
+    solution = SpanSolver(random, layer).solve((40,))
     assert solution is None or solution.predicted_error > 1e-2
 
 
@@ -168,7 +168,8 @@ def test_banded_equations_equal_the_dense_ones(
     size = window * num_features + 1
     root = torch.randn(size, size, generator=generator, dtype=torch.float64)
     projector = root @ root.T
-    band, right = normal_equations(projector, layer, num_frames, positions)
+    weights = torch.rand(positions, generator=generator, dtype=torch.float64)
+    band, right = normal_equations(projector, layer, num_frames, weights)
     dense = torch.zeros(num_frames * num_features, num_frames * num_features, dtype=torch.float64)
     constant = torch.zeros(num_frames * num_features, dtype=torch.float64)
     for position in range(positions):
@@ -178,8 +179,8 @@ def test_banded_equations_equal_the_dense_ones(
             if 0 <= frame < num_frames:
                 for feature in range(num_features):
                     cut[place * num_features + feature, frame * num_features + feature] = 1.0
-        dense += cut.T @ projector[:-1, :-1] @ cut
-        constant -= cut.T @ projector[:-1, -1]
+        dense += weights[position] * cut.T @ projector[:-1, :-1] @ cut
+        constant -= weights[position] * cut.T @ projector[:-1, -1]
     assert torch.allclose(torch.from_numpy(right), constant, atol=1e-10)
     unknowns = num_frames * num_features
     for offset in range(band.shape[0]):
@@ -278,7 +279,7 @@ def test_the_length_scan_equals_solving_for_each_length(lengths: list[int]) -> N
     scan = length_scan(projector, layer, 22)
     assert sorted(scan) == list(range(1, 23))
     for length, value in scan.items():
-        solution = SpanSolver(basis[: sum(lengths)], layer).solve(length)
+        solution = SpanSolver(basis[: sum(lengths)], layer).solve((length,))
         if solution is None:
             continue
         shown = torch.nn.functional.pad(layer.windows(solution.features), (0, 1), value=1.0)

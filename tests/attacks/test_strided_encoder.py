@@ -1,5 +1,6 @@
 """The Transformer's strided convolution gives its windows away, and is found without being named."""
 
+import dataclasses
 from unittest import mock
 
 import pytest
@@ -9,8 +10,7 @@ from torch import nn
 from builders import batch_of, observe
 from overheard.attacks.observation import Observation
 from overheard.attacks.registry import run_attack
-from overheard.attacks.span import _solve_one
-from overheard.attacks.span_solver import SpanSolution, SpanSolver
+from overheard.attacks.span_solver import SpanSolver, _Factored, _Fit
 from overheard.attacks.windows import find_windowed_layer
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.models import build_model, model_spec
@@ -68,11 +68,18 @@ def test_a_users_own_encoder_is_found_too() -> None:
 @pytest.mark.parametrize(("residuals", "expected"), [((1e-3, 1.0e-6, 0.9e-6), 89), ((1e-3, 1e-4, 1e-6), 90)])
 def test_no_frame_of_zeros_is_added_at_the_end(residuals: tuple[float, ...], expected: int) -> None:
     """Zeros where padding stands fit as well as no frame, or by chance a little better."""
-    solver = mock.Mock(spec=SpanSolver)
-    solver.solve = lambda length: SpanSolution(
-        torch.zeros(length, 80), residuals[length - 88], 1e-5, 1e-6, torch.zeros(1, length, 80)
-    )
-    found = _solve_one(solver, (88, 89, 90))
+    layer = find_windowed_layer(small_transformer(), 80)
+    assert layer is not None
+    solver = SpanSolver(torch.eye(30, 561, dtype=torch.float64), layer)
+    fitted = solver._fitted
+
+    def leaves(equations: _Factored, num_frames: int) -> _Fit:
+        found = fitted(equations, num_frames)
+        assert found is not None
+        return dataclasses.replace(found, squares=torch.full_like(found.squares, residuals[num_frames - 88] ** 2))
+
+    with mock.patch.object(solver, "_fitted", leaves):
+        found = solver.solve((88, 89, 90))
     assert found is not None
     assert len(found.features) == expected
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
-from overheard.attacks.frame_decoding import StepProblem, step_problem
+from overheard.attacks.window_fits import StepProblem, step_problem
 from overheard.attacks.windows import WindowedLayer
 
 

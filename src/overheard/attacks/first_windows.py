@@ -13,17 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.edges import Edge
-from overheard.attacks.frame_decoding import (
-    ABOVE_ROUNDING,
-    WRONG,
-    Fit,
-    fit_window,
-    is_zero,
-    same_frames,
-    windows_of,
-)
+from overheard.attacks.frame_decoding import is_zero, same_frames, windows_of
 from overheard.attacks.observation import Observation
 from overheard.attacks.rank import layer_matrix
+from overheard.attacks.window_fits import ABOVE_ROUNDING, WRONG, Fit, fit_window
 from overheard.attacks.window_refinement import mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer
 
@@ -75,7 +68,7 @@ def _polished(edge: Edge, fit: Fit) -> Float[Tensor, "K F"] | None:
     rows = torch.nn.functional.pad(fit.unknowns.view(-1, layer.num_features), (0, 0, layer.before, 0))
     block = mean_hessian(edge.problem.span, windows_of(rows, layer))
     polished = refine(edge.span, rows, (layer.before, len(rows)), layer, block)
-    return polished.rows[layer.before :].to(rows) if polished.residual <= ABOVE_ROUNDING * polished.expected else None
+    return polished.rows[layer.before :].to(rows) if float(polished.left.max()) <= ABOVE_ROUNDING else None
 
 
 def first_guesses(

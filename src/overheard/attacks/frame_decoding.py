@@ -1,9 +1,9 @@
 """Frame after frame out of an `ActivatedSpan`: every window adds a few unknown frames to frames that are known.
 
 The zero padding ahead of an utterance leaves its first window fewer unknowns than equations, and each later window has
-only its newest frames unknown. Levenberg-Marquardt solves each, with exact Jacobians, on a random part of the
-equations; one step with all of them follows, since errors of older frames enter the newest ones and would grow.
-Frames decode to zeros in the padding behind the utterance: this is how its end shows.
+only its newest frames unknown (`window_fits`). Errors of older frames enter the newest ones: where they show, or a
+window tells too little, the last frames are fitted anew together. Frames decode to zeros in the padding behind the
+utterance: this is how its end shows.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,17 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
+from overheard.attacks.window_fits import ABOVE_ROUNDING, Fit, StepProblem, fit_window
+from overheard.attacks.window_leaps import leaps
 from overheard.attacks.window_refinement import mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer
 
-STEP_EQUATIONS = 256
-LM_STEPS = 40
-WRONG = 2e-2
-"""Residual, relative to the inputs, that no right window leaves, whatever the noise; wrong frames leave 5e-2."""
-ABOVE_ROUNDING = 30.0
-"""How many times the residual expected of rounding a window may leave: older frames' errors add to it."""
 DRIFT = 5.0
-"""The same, from which on the last frames are fitted anew, together."""
+"""How many times the residual expected of rounding a window may leave before the last frames are fitted anew."""
+WEAK = 1e-3
+"""Residual expected of a window's rounding, relative to the inputs, from which on older frames are fitted with it."""
 LONGER = 0.7
 """Part of a shorter utterance's residual that a longer one must stay below to be preferred."""
 ZERO = 2e-2
@@ -56,132 +54,6 @@ class DecodedFrames:
     complete: bool
     repeats: int
     refits: int
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Unknowns x of one window, and how well it lies in the span.
-
-    Attributes:
-        unknowns: x.
-        residual: norm of Pi a.
-        expected: norm that rounding alone would give it.
-        size: norm of a.
-    """
-
-    unknowns: Float[Tensor, " U"]
-    residual: float
-    expected: float
-    size: float
-
-    @property
-    def accepted(self) -> bool:
-        """Whether this is a window of the utterance, as far as its residual tells."""
-        return self.residual <= min(ABOVE_ROUNDING * self.expected, WRONG * self.size)
-
-
-@dataclass(frozen=True)
-class StepProblem:
-    """An `ActivatedSpan` in float32 with the part of its equations that single steps use, transposed.
-
-    Attributes:
-        span: all of it.
-        equations: (A, E) orthonormal columns.
-    """
-
-    span: ActivatedSpan
-    equations: Float[Tensor, "A E"]
-
-
-def step_problem(span: ActivatedSpan, layer: WindowedLayer, generator: torch.Generator) -> StepProblem:
-    """Enough equations for the first window, which has most unknowns."""
-    unknowns = (layer.window - layer.before) * layer.num_features
-    return StepProblem(
-        span.single_precision(), span.sketch(max(STEP_EQUATIONS, 2 * unknowns), generator).float().contiguous()
-    )
-
-
-def fit_window(
-    problem: StepProblem,
-    offset: Float[Tensor, " H"],
-    weight: Float[Tensor, "H U"],
-    start: Float[Tensor, " U"],
-) -> Fit:
-    """Levenberg-Marquardt on Pi a / |a|, a = [phi(offset + weight x), 1].
-
-    Without the division, frames that shrink to nothing come close: they leave only the constant outside the span.
-    """
-    equations = problem.equations[:, : max(STEP_EQUATIONS, 2 * len(start))]
-    unknowns, damping = start, 1e-3
-    here = _Point.at(problem.span, offset, weight, unknowns, equations)
-    hessian = torch.eye(len(start))
-    for _ in range(LM_STEPS):
-        jacobian = here.jacobian(equations, weight)
-        hessian, gradient = jacobian.T @ jacobian, jacobian.T @ here.residual
-        level = float(hessian.diagonal().mean())
-        for _ in range(6):
-            damped = hessian + damping * level * torch.eye(len(hessian))
-            change = torch.linalg.solve(damped, gradient)
-            there = _Point.at(problem.span, offset, weight, unknowns - change, equations)
-            if there.square < here.square:
-                break
-            damping = 8 * max(damping, 1e-4)
-        else:
-            break
-        damping = damping / 10 if damping > 1e-7 else 0.0
-        unknowns, here = unknowns - change, there
-        if float(change.norm()) <= 1e-5 * float(unknowns.norm()):
-            break
-    scale = here.size**2 * problem.span.num_equations / equations.shape[1]
-    return _with_all_equations(problem, offset, weight, unknowns, scale * hessian)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """Residual Pi a / |a| in a part of the equations, and what its Jacobian takes."""
-
-    inputs: Float[Tensor, " A"]
-    slopes: Float[Tensor, " H"]
-    residual: Float[Tensor, " E"]
-    size: float
-    square: float
-
-    @staticmethod
-    def at(
-        span: ActivatedSpan,
-        offset: Float[Tensor, " H"],
-        weight: Float[Tensor, "H U"],
-        unknowns: Float[Tensor, " U"],
-        equations: Float[Tensor, "A E"],
-    ) -> "_Point":
-        inputs, slopes = span.inputs(offset + weight @ unknowns)
-        size = max(float(inputs.norm()), torch.finfo(inputs.dtype).tiny)
-        residual = (inputs @ equations) / size
-        return _Point(inputs, slopes, residual, size, float(residual @ residual))
-
-    def jacobian(self, equations: Float[Tensor, "A E"], weight: Float[Tensor, "H U"]) -> Float[Tensor, "E U"]:
-        active = self.slopes.nonzero()[:, 0]
-        moved = weight[active] * self.slopes[active, None]
-        growth = self.inputs[active] @ moved / self.size**2
-        return (equations[active].T @ moved) / self.size - torch.outer(self.residual, growth)
-
-
-def _with_all_equations(
-    problem: StepProblem,
-    offset: Float[Tensor, " H"],
-    weight: Float[Tensor, "H U"],
-    unknowns: Float[Tensor, " U"],
-    hessian: Float[Tensor, "U U"],
-) -> Fit:
-    """One step on the gradient of all equations, with the Hessian that a part of them gave, scaled up."""
-    span = problem.span
-    inputs, slopes = span.inputs(offset + weight @ unknowns)
-    rest, _, _ = span.outside(inputs)
-    gradient = weight.T @ (rest[: len(weight)] * slopes)
-    change = torch.linalg.lstsq(hessian, gradient[:, None]).solution[:, 0]
-    inputs, _ = span.inputs(offset + weight @ (unknowns - change))
-    _, residual, expected = span.outside(inputs)
-    return Fit(unknowns - change, float(residual), float(expected), float(inputs.norm()))
 
 
 def decode_frames(
@@ -222,20 +94,47 @@ def decode_frames(
         offset = older @ rows[position * stride :].flatten() + problem.span.bias
         filled = position > 1 and same_frames(rows[-layer.window : -stride], rows[-layer.window + stride :])
         starts = chain(_starts(rows, layer, filled, more_starts), ways.apart(rows[-stride:]) if filled else ())
-        tries = (fit_window(problem, offset, newest, start.flatten()) for start in starts)
-        accepted = (tried for tried in tries if tried.accepted)
+        tried: list[Fit] = []
+        accepted = (each for each in _tries(problem, offset, newest, starts, tried) if each.accepted)
         fit = ways.out(accepted, rows, (stride, features)) if filled else next(accepted, None)
         if fit is None and fitted == len(rows):
-            break
+            nearest = min(tried, key=lambda each: each.residual / each.size)
+            longer = torch.cat([rows, nearest.unknowns.view(stride, features)])
+            # Older frames may be off, or the newest window not be in the span.
+            block = blocks.now(rows)
+            mended = (
+                _fit_last(problem.span, layer, each, min(fitted, len(each)), block)
+                for each in chain([longer], leaps(problem, layer, rows))
+            )
+            found = next((each for each, left in mended if left <= ABOVE_ROUNDING), None)
+            if found is None:
+                break
+            rows, fitted, refits = found, len(found), refits + 1
+            continue
         if fit is not None:
             repeats += filled
             rows = torch.cat([rows, fit.unknowns.view(stride, features)])
-        if fit is None or (fit.residual > DRIFT * fit.expected and len(rows) - fitted >= layer.window):
-            rows = _fit_last(problem.span, layer, rows, fitted, blocks.now(rows))
+        drifts = fit is not None and fit.residual > DRIFT * fit.expected and len(rows) - fitted >= layer.window
+        # Alone, a window that tells little would hand on more and more wrong frames.
+        if fit is None or drifts or fit.expected > WEAK * fit.size:
+            rows, _ = _fit_last(problem.span, layer, rows, fitted, blocks.now(rows))
             fitted, refits = len(rows), refits + 1
     end = _end(problem.span, layer, rows, blocks.now(rows)) if layer.after else None
     decoded = rows[layer.before :] if end is None else end[layer.before : len(end) - layer.after]
     return DecodedFrames(decoded.double(), end is not None, repeats, refits)
+
+
+def _tries(
+    problem: StepProblem,
+    offset: Float[Tensor, " H"],
+    newest: Float[Tensor, "H U"],
+    starts: Iterator[Float[Tensor, "S F"]],
+    tried: list[Fit],
+) -> Iterator[Fit]:
+    """Fits of a window from one start after another, which are also kept."""
+    for start in starts:
+        tried.append(fit_window(problem, offset, newest, start.flatten()))
+        yield tried[-1]
 
 
 class _Ways:
@@ -313,10 +212,10 @@ def _end(
         free += (len(held) - free) % layer.stride
         slab = held[max(0, free - overlap) :]
         first = len(slab) - (len(held) - free)
-        fit = refine(span, slab, (first, len(slab) - layer.after + spare), layer, block, tolerance=1e-2, steps=3)
-        if fit.residual < least * fit.expected:
+        fit = refine(span, slab, (first, len(slab) - layer.after + spare), layer, block, steps=3)
+        if fit.excess < least:
             # A last frame of zeros fits as well as none, or by chance a little better.
-            least = LONGER * fit.residual / fit.expected
+            least = LONGER * fit.excess
             best = torch.cat([held[: len(held) - len(slab)], fit.rows, ended[len(held) :]])
     return best
 
@@ -348,14 +247,15 @@ def windows_of(rows: Float[Tensor, "R F"], layer: WindowedLayer) -> Float[Tensor
 
 def _fit_last(
     span: ActivatedSpan, layer: WindowedLayer, rows: Float[Tensor, "R F"], fitted: int, block: Float[Tensor, "C C"]
-) -> Float[Tensor, "R F"]:
-    """Frames since the last such fit, and a window before them, fitted together; those before stay."""
+) -> tuple[Float[Tensor, "R F"], float]:
+    """Frames since the last such fit, and two windows before them, fitted together, and what the newest window leaves
+    over rounding; those before stay."""
     overlap = layer.window - layer.stride
-    free = max(overlap, fitted - layer.window)
+    free = max(overlap, fitted - 2 * layer.window)
     free += (len(rows) - free) % layer.stride
     slab = rows[free - overlap :]
-    fit = refine(span, slab, (overlap, len(slab)), layer, block, tolerance=1e-2, steps=2)
-    return torch.cat([rows[: free - overlap], fit.rows])
+    fit = refine(span, slab, (overlap, len(slab)), layer, block)
+    return torch.cat([rows[: free - overlap], fit.rows]), float(fit.left[-1])
 
 
 def is_zero(frames: Float[Tensor, "K F"], rows: Float[Tensor, "R F"]) -> bool:

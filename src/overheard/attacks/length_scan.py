@@ -7,6 +7,7 @@ serves all: for each T the last block is corrected and solved, (k F)^3 operation
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.linalg import LinAlgError, cholesky, cholesky_banded, get_lapack_funcs, solve_triangular
 from torch import Tensor
@@ -27,7 +28,7 @@ def length_scan(projector: Float[Tensor, "C C"], layer: WindowedLayer, longest: 
     # Behind `longest` come as many frames of zeros as a window reaches, so that no window is missing at its end.
     padded = longest + tail
     endless = (padded + layer.before + layer.window) // layer.stride + 1
-    band, right = normal_equations(projector, layer, padded, endless)
+    band, right = normal_equations(projector, layer, padded, torch.ones(endless, dtype=projector.dtype))
     try:
         factor = cholesky_banded(band, lower=True, check_finite=False)
     except LinAlgError:

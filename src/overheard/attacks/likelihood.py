@@ -201,7 +201,7 @@ def _solver(
 
 
 def _factor(block: Float[Tensor, "C C"], windowed: WindowedLayer, num_frames: int) -> tuple[np.ndarray, bool]:
-    band, _ = normal_equations(block, windowed, num_frames, windowed.num_positions(num_frames))
+    band, _ = normal_equations(block, windowed, num_frames)
     # A trace of the identity: unknowns that no equation holds would leave it singular.
     band[0] += 1e-10 * band[0].mean()
     return cholesky_banded(band, lower=True, check_finite=False), True

@@ -213,7 +213,7 @@ def _starts(
         projector = nn.functional.pad(projector, (0, 1, 0, 1))
     found = []
     for length in wanted:
-        band, right = normal_equations(projector, windowed, length, windowed.num_positions(length))
+        band, right = normal_equations(projector, windowed, length)
         try:
             factor = (cholesky_banded(band, lower=True, check_finite=False), True)
         except LinAlgError:

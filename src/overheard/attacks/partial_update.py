@@ -226,7 +226,7 @@ def _closed_form(
     left_out = (held.sum(dim=0) < FEWEST_COLUMNS).numpy()
     found = []
     for length in lengths:
-        band, right = normal_equations(projector, windowed, length, windowed.num_positions(length))
+        band, right = normal_equations(projector, windowed, length)
         mean = band[0].mean()
         band[0] += 1e-9 * mean
         band[0][np.tile(left_out, length)] += 1e9 * mean

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch.nn import functional
 
-from overheard.attacks.activated_span import activated_span
+from overheard.attacks.activated_span import ActivatedSpan, activated_span
 from overheard.attacks.frame_decoding import windows_of
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
@@ -19,6 +19,11 @@ from overheard.attacks.windows import WindowedLayer
 
 LARGEST_REST = 2.0
 """Residual over that of rounding up to which features explain the layer behind."""
+UNSURE = 3e-5
+"""Likely error from which on the layer behind is asked even where that takes all of its inputs: far longer than the
+closed form."""
+EQUATIONS = 16
+"""Of each position, for every number that it adds to those known from others: more cost more than they tell."""
 
 
 def refined(observation: Observation, layer: WindowedLayer, solutions: list[SpanSolution]) -> list[SpanSolution]:
@@ -29,24 +34,29 @@ def refined(observation: Observation, layer: WindowedLayer, solutions: list[Span
         layer: the one that sees windows.
         solutions: of all utterances, by the closed form, of an update whose errors grow with rows.
     """
-    behind = find_pointwise_layer(observation.model, layer)
     positions = sum(layer.num_positions(len(each.features)) for each in solutions)
-    span = None if behind is None else activated_span(observation, layer, behind, positions)
+    equations = EQUATIONS * layer.stride * layer.num_features
+    units = len(observation.model.get_submodule(layer.name).get_parameter("weight"))
+    if positions + equations > units and max(each.likely_error for each in solutions) <= UNSURE:
+        return solutions
+    behind = find_pointwise_layer(observation.model, layer)
+    span = None if behind is None else activated_span(observation, layer, behind, positions, equations)
     if span is None or span.found.rank != positions or span.num_equations < layer.num_features:
         return solutions
-    found = []
-    for each in solutions:
-        rows = functional.pad(each.features, (0, 0, layer.before, layer.after))
-        last = layer.before + len(each.features)
-        block = mean_hessian(span.single_precision(), windows_of(rows, layer).float())
-        other = refine(span, rows, (layer.before, last), layer, block)
-        explained = other.residual <= LARGEST_REST * other.expected
-        better = replace(
-            each,
-            features=other.rows[layer.before : last],
-            predicted_error=other.predicted_error,
-            likely_error=other.likely_error,
-            errors=other.errors,
-        )
-        found.append(better if explained and other.likely_error < each.likely_error else each)
-    return found
+    return [_refined(span, layer, each) for each in solutions]
+
+
+def _refined(span: ActivatedSpan, layer: WindowedLayer, solution: SpanSolution) -> SpanSolution:
+    rows = functional.pad(solution.features, (0, 0, layer.before, layer.after))
+    last = layer.before + len(solution.features)
+    block = mean_hessian(span.single_precision(), windows_of(rows, layer).float())
+    found = refine(span, rows, (layer.before, last), layer, block, first_layer=solution.equations)
+    if found.excess > LARGEST_REST or found.likely_error >= solution.likely_error:
+        return solution
+    return replace(
+        solution,
+        features=found.rows[layer.before : last],
+        predicted_error=found.predicted_error,
+        likely_error=found.likely_error,
+        errors=found.errors,
+    )

@@ -118,7 +118,7 @@ def _decode(
         **restored.diagnostics(),
         "refits": [frames.refits for frames in decoded],
         "residuals": [one.residual for one in refined],
-        "residuals_of_rounding": [one.expected for one in refined],
+        "residuals_over_rounding": [one.excess for one in refined],
         "predicted_errors": [one.predicted_error for one in refined],
         "likely_errors": [one.likely_error for one in refined],
         "iterations": [one.iterations for one in refined],

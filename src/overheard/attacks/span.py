@@ -10,7 +10,6 @@ a solution exactly where an utterance of T frames is in the batch: `length_scan`
 comes back by itself.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations_with_replacement
 
@@ -29,7 +28,7 @@ from overheard.attacks.refined_span import refined
 from overheard.attacks.repeated_frames import Restored, restore_repeats
 from overheard.attacks.rounding import by_sizes, rounded_as_products
 from overheard.attacks.sent_entries import SentEntries, sent_entries
-from overheard.attacks.span_solver import SpanSolution, SpanSolver, row_space
+from overheard.attacks.span_solver import PRECISE, SpanSolution, SpanSolver, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
 
@@ -39,7 +38,7 @@ class SpanConfig:
     """Settings of the closed form.
 
     Attributes:
-        neighbours: how far from the rank the number of positions is sought, to either side.
+        neighbours: how far from a rank that is not clear the number of positions is sought, to either side.
         tolerance: predicted relative error of the features, along the worst-determined direction, up to which a
             solution counts as the only one.
         precision: the same over all directions.
@@ -53,14 +52,8 @@ class SpanConfig:
     noise: float = 3e-4
 
 
-PRECISE = 1e-5
-"""Likely error up to which it is not asked how entries were rounded: that takes as long again."""
-
-UNSURE = 3e-5
-"""Likely error from which on the layer behind is asked too; that takes ten times as long."""
-
-LONGER = 0.7
-"""Part of a shorter utterance's residual that a longer one of as many windows must stay below to be preferred."""
+TESTED_ROWS = 256
+"""About as many rows tell how entries were rounded."""
 
 CLEAR_MARGIN = 10.0
 """Fall of the spectrum at the rank from which on no noise fills it."""
@@ -93,7 +86,7 @@ def attack(observation: Observation, config: SpanConfig, *, generator: torch.Gen
     alive = matrix[(matrix != 0).any(dim=1)]
     closed = _closed_form(torch.cat([alive[:, layer.order], alive[:, -1:]], dim=1), observation, layer, config)
     found, failure, solutions = closed.found, closed.failure, closed.solutions
-    if closed.weighed and len(solutions) == update.protocol.num_utterances and _likeliest_error(closed) > UNSURE:
+    if closed.weighed and len(solutions) == update.protocol.num_utterances and _likeliest_error(closed) > PRECISE:
         solutions = refined(observation, layer, solutions)
     diagnostics: dict[str, object] = {
         **_layout(layer),
@@ -182,22 +175,20 @@ class _ClosedForm:
 def _closed_form(
     matrix: Float[Tensor, "R C"], observation: Observation, layer: WindowedLayer, config: SpanConfig
 ) -> _ClosedForm:
-    """All entries alike; where that is not precise and errors grow with rows, each as it was rounded."""
+    """Each entry as it was rounded, where errors grow with rows; all alike where they do not, or little comes out."""
     precision = precision_of(observation.update, layer.name)
-    basis, values = row_space(matrix)
-    found = rank_of_spectrum(values, precision)
-    plain = _solved(found, basis, None, observation, layer, config)
-    precise = plain.solutions and _likeliest_error(plain) <= PRECISE
-    if precise or found.rank == 0:
-        return plain
     scaled, columns = by_sizes(matrix)
     basis, values = row_space(scaled)
     found = rank_of_spectrum(values, precision)
-    if found.rank == len(values) or not rounded_as_products(matrix, scaled, basis[: found.rank]):
-        return plain
-    weighed = _solved(found, basis, columns, observation, layer, config)
-    better = len(weighed.solutions), -_likeliest_error(weighed)
-    return weighed if better > (len(plain.solutions), -_likeliest_error(plain)) else plain
+    weighed = None
+    some = slice(None, None, max(1, len(matrix) // TESTED_ROWS))
+    if 0 < found.rank < len(values) and rounded_as_products(matrix[some], scaled[some], basis[: found.rank]):
+        weighed = _solved(found, basis, columns, observation, layer, config)
+        if len(weighed.solutions) == observation.update.protocol.num_utterances:
+            return weighed
+    basis, values = row_space(matrix)
+    plain = _solved(rank_of_spectrum(values, precision), basis, None, observation, layer, config)
+    return weighed if weighed is not None and len(weighed.solutions) > len(plain.solutions) else plain
 
 
 def _likeliest_error(closed: _ClosedForm) -> float:
@@ -213,7 +204,7 @@ def _solved(
     config: SpanConfig,
 ) -> _ClosedForm:
     failure = _beyond_reach(found.rank, len(found.singular_values), layer, config)
-    solutions = [] if failure is not None else _solve_batch(basis, scales, layer, found.rank, observation, config)
+    solutions = [] if failure is not None else _solve_batch(basis, scales, layer, found, observation, config)
     return _ClosedForm(found, failure, solutions, scales is not None)
 
 
@@ -309,18 +300,18 @@ def _solve_batch(
     basis: Float[Tensor, "K C"],
     scales: Float[Tensor, " C"] | None,
     layer: WindowedLayer,
-    rank: int,
+    found: NumericalRank,
     observation: Observation,
     config: SpanConfig,
 ) -> list[SpanSolution]:
     """Solutions for all utterances that could be told apart; the hypothesis of least predicted error."""
     size = observation.update.protocol.num_utterances
     best: list[SpanSolution] = []
-    for positions in _near(rank, min(layer.capacity, len(basis) - 1), config.neighbours):
-        span = basis[:positions]
-        solver = SpanSolver(span, layer, scales)
+    neighbours = 0 if found.margin >= CLEAR_MARGIN else config.neighbours
+    for positions in _near(found.rank, min(layer.capacity, len(basis) - 1), neighbours):
+        solver = SpanSolver(basis[:positions], layer, scales, found.singular_values[:positions])
         for lengths in _lengths(solver.projector, layer, positions, size, observation.prior.num_frames):
-            solved = [_solve_one(solver, each) for each in lengths]
+            solved = [solver.solve(each) for each in lengths]
             solutions = [each for each in solved if each is not None]
             if len(solutions) > len(best) or (
                 len(solutions) == len(best) and best and _worst(solutions) < _worst(best)
@@ -328,19 +319,6 @@ def _solve_batch(
                 best = solutions
         if best and len(best) == size and _worst(best) <= config.tolerance:
             break
-    return best
-
-
-def _solve_one(solver: SpanSolver, lengths: Sequence[int]) -> SpanSolution | None:
-    """Of lengths with as many windows the shortest, unless a longer one leaves less.
-
-    With a stride, frames behind the last one may be taken for frames of zeros: the windows are the same.
-    """
-    best: SpanSolution | None = None
-    for num_frames in sorted(lengths):
-        found = solver.solve(num_frames)
-        if found is not None and (best is None or found.residual < LONGER * best.residual):
-            best = found
     return best
 
 

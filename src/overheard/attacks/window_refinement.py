@@ -1,10 +1,14 @@
 """All frames of an utterance fitted together to an `ActivatedSpan`: Gauss-Newton by conjugate gradients.
 
-The Hessian sum_p S_p' W' D_p Pi D_p W S_p, S_p cutting window p out of the frames, is block-banded but costs a large
-product for each window. It is therefore only multiplied with, for all windows at once, and the banded Cholesky factor
-of the same sum with every block replaced by their mean, W' mean(D_p Pi D_p) W, preconditions it.
+Every window is weighed by w_p, one over the squared error that rounding gives it: a trained model's gradients differ a
+millionfold from frame to frame, and so do those errors. The Hessian sum_p w_p S_p' W' D_p Pi D_p W S_p, S_p cutting
+window p out of the frames, is block-banded but costs a large product for each window. It is therefore only multiplied
+with, for all windows at once, and the banded Cholesky factor of the same sum with every block replaced by their mean,
+W' mean(D_p Pi D_p) W, preconditions it. Steps are taken, and solved for, as far as they matter beside the error that
+rounding causes (inexact Newton; Dembo, Eisenstat and Steihaug 1982).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,12 +19,22 @@ from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
 from overheard.attacks.span_equations import normal_equations
-from overheard.attacks.span_solver import error_draws, smallest_eigenvalue
+from overheard.attacks.span_solver import WindowEquations, error_draws, smallest_eigenvalue
 from overheard.attacks.windows import WindowedLayer
 
 MOST_ITERATIONS = 60
-SHIFTS = (1e-9, 1e-6, 1e-3)
-"""Of the identity, relative to the mean of the diagonal, added to a preconditioner until it can be factorised."""
+TOLERANCES = (1e-2, 1e-3)
+"""Of conjugate gradients in the first step and in those that follow, relative, in the preconditioner's norm."""
+WEIGHINGS = 2
+"""Steps after which windows are weighed anew."""
+OUTLIER = 10.0
+"""Residual of a window over that of rounding, from which on it is weighed by what it leaves: where gradients are
+smaller than rounding, the span does not hold it."""
+ENOUGH = 1e-3
+"""Squared length of a step, in units of the error that rounding causes, at which it changes nothing any more."""
+SHIFTS = (1e-7, 1e-5, 1e-3)
+"""Part of its diagonal, and a thousandth of it of the diagonal's mean, added to a preconditioner until it can be
+factorised."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,7 @@ class Refinement:
     Attributes:
         rows: fixed and free frames.
         residual: root mean square of Pi a_p, relative to that of a_p.
-        expected: the same as rounding alone would make it.
+        left: of each window, the norm of Pi a_p over that which rounding alone would give it.
         predicted_error: root mean square error of the free frames that this residual can cause along the
             worst-determined direction, relative to their root mean square.
         likely_error: the same, expected over all directions, by the preconditioner.
@@ -40,11 +54,16 @@ class Refinement:
 
     rows: Float[Tensor, "R F"]
     residual: float
-    expected: float
+    left: Float[Tensor, " P"]
     predicted_error: float
     likely_error: float
     errors: Float[Tensor, "D T F"]
     iterations: int
+
+    @property
+    def excess(self) -> float:
+        """Root mean square of what windows leave over rounding, outliers cut down."""
+        return float(self.left.clamp(max=OUTLIER).square().mean().sqrt())
 
 
 def mean_hessian(span: ActivatedSpan, windows: Float[Tensor, "P C"]) -> Float[Tensor, "C C"]:
@@ -64,8 +83,8 @@ def refine(
     free: tuple[int, int],
     layer: WindowedLayer,
     block: Float[Tensor, "C C"],
-    tolerance: float = 1e-3,
     steps: int = 4,
+    first_layer: WindowEquations | None = None,
 ) -> Refinement:
     """Gauss-Newton on the free frames until the residual falls no more.
 
@@ -75,58 +94,101 @@ def refine(
         free: first free frame, and the one behind the last.
         layer: window and stride.
         block: the mean Hessian of a window.
-        tolerance: of conjugate gradients, relative, in the preconditioner's norm.
         steps: of Gauss-Newton at most.
+        first_layer: equations on the same windows from the layer that sees them, if there are any.
     """
     first, last = free
     rows = rows.to(span.basis)
-    preconditioner = _Preconditioner(block, replace(layer, before=first, after=len(rows) - last), last - first)
+    within = replace(layer, before=first, after=len(rows) - last)
     low = span.single_precision()
-    state = _state(span, rows, layer)
+    state = _state(span, rows, layer, first_layer)
+    unknowns = (last - first) * layer.num_features
+    count = span.num_equations + (0 if first_layer is None else first_layer.count)
+    equations = max(1, len(state.rest) * count - unknowns)
+    preconditioner = _Preconditioner(block, within, last - first, state)
     iterations, ritz = 0, 1.0
-    for _ in range(steps):
-        gradient = _gather((state.rest[:, : state.slopes.shape[1]] * state.slopes) @ span.weight, layer, len(rows))
-        change, count, ritz = _conjugate_gradients(
-            low, state.slopes.float(), gradient[first:last], (first, len(rows)), layer, preconditioner, tolerance
+    for step in range(steps):
+        gradient = _gather(state.pull(span), layer, len(rows))[first:last]
+        # The preconditioner may see a direction as that much shorter.
+        enough = ENOUGH * ritz * unknowns * min(state.square / equations, 1.0)
+        start = float((gradient * preconditioner.solve(gradient)).sum())
+        if step and start <= enough:
+            break
+        least = max(enough, TOLERANCES[min(step, 1)] ** 2 * start)
+        change, count, smallest = _conjugate_gradients(
+            low, state, gradient, (first, len(rows)), layer, preconditioner, least
         )
-        iterations += count
+        iterations, ritz = iterations + count, min(ritz, smallest)
         moved = rows.clone()
         moved[first:last] -= change.to(rows)
-        after = _state(span, moved, layer)
-        if after.square >= state.square:
+        after = _state(span, moved, layer, first_layer)
+        if after.under(state.weights) >= state.square:
             break
-        settled = after.square > 0.98 * state.square
+        # From a start that is far off, windows seem to err more than they do.
+        if step < WEIGHINGS:
+            preconditioner = _Preconditioner(block, within, last - first, after)
+        else:
+            after = replace(after, weights=state.weights)
         rows, state = moved, after
-        if settled:
-            break
-    equations = len(state.rest) * span.num_equations - (last - first) * layer.num_features
-    noise = state.square / max(1, equations)
+    noise = state.square / equations
     error = (noise / (ritz * preconditioner.smallest)) ** 0.5
     errors = noise**0.5 * preconditioner.errors
     likely = float(errors.square().mean().sqrt())
     size = max(float(rows[first:last].square().mean().sqrt()), 1e-300)
-    scale = state.size**0.5
-    residual, expected = state.square**0.5 / scale, state.expected**0.5 / scale
-    return Refinement(rows, residual, expected, error / size, likely / size, errors, iterations)
+    return Refinement(rows, state.residual, state.left, error / size, likely / size, errors, iterations)
 
 
 @dataclass(frozen=True)
 class _State:
-    """Residuals of all windows: Pi a_p, slopes, and sums of squares of Pi a_p, as expected, and of a_p."""
+    """Windows u_p at some frames: Pi a_p, slopes, weights w_p by which an equation of each has variance 1, norms of Pi
+    a_p over rounding's, their relative root mean square, and the first layer's equations on them."""
 
+    windows: Float[Tensor, "P C"]
     rest: Float[Tensor, "P A"]
     slopes: Float[Tensor, "P H"]
-    square: float
-    expected: float
-    size: float
+    weights: Float[Tensor, " P"]
+    left: Float[Tensor, " P"]
+    residual: float
+    first_layer: WindowEquations | None
+
+    @property
+    def square(self) -> float:
+        return self.under(self.weights)
+
+    def under(self, weights: Float[Tensor, " P"]) -> float:
+        """Sum of squares of all equations, with these weights behind the first layer."""
+        behind = float((weights * self.rest.square().sum(dim=1)).sum())
+        return behind + (0.0 if self.first_layer is None else self.first_layer.square(self.windows))
+
+    def pull(self, span: ActivatedSpan) -> Float[Tensor, "P C"]:
+        """Half the derivative of the sum of squares by the windows."""
+        moved = self.weights[:, None] * self.rest[:, : self.slopes.shape[1]] * self.slopes
+        pull = moved @ span.weight
+        return pull if self.first_layer is None else pull + self.first_layer.pull(self.windows)
+
+    def operator(self, span: ActivatedSpan) -> Callable[[Float[Tensor, "P C"]], Float[Tensor, "P C"]]:
+        """Change of windows to that of the pull, in float32, where equations have the mean of their weights."""
+        mean = float(self.weights.mean())
+        slopes, weights = self.slopes.float(), (self.weights / mean).float()[:, None]
+        basis = span.basis[:, : slopes.shape[1]]
+        first_layer = None if self.first_layer is None else self.first_layer.single_precision()
+
+        def operate(windows: Tensor) -> Tensor:
+            moved = (windows @ span.weight.T) * slopes
+            moved = mean * ((weights * (moved - (moved @ basis.T) @ basis) * slopes) @ span.weight)
+            return moved if first_layer is None else moved + first_layer.pull(windows, 0.0)
+
+        return operate
 
 
-def _state(span: ActivatedSpan, rows: Float[Tensor, "R F"], layer: WindowedLayer) -> _State:
-    inputs, slopes = span.inputs(_cut(rows, layer) @ span.weight.T + span.bias)
+def _state(
+    span: ActivatedSpan, rows: Float[Tensor, "R F"], layer: WindowedLayer, first_layer: WindowEquations | None
+) -> _State:
+    windows = _cut(rows, layer)
+    inputs, slopes = span.inputs(windows @ span.weight.T + span.bias)
     rest, norms, expected = span.outside(inputs)
-    return _State(
-        rest, slopes, float(norms.square().sum()), float(expected.square().sum()), float(inputs.square().sum())
-    )
+    weights = span.num_equations / torch.maximum(expected, norms / OUTLIER).square()
+    return _State(windows, rest, slopes, weights, norms / expected, float(norms.norm() / inputs.norm()), first_layer)
 
 
 def _cut(rows: Float[Tensor, "R F"], layer: WindowedLayer) -> Float[Tensor, "P C"]:
@@ -143,29 +205,37 @@ def _gather(windows: Float[Tensor, "P C"], layer: WindowedLayer, num_rows: int) 
 
 
 class _Preconditioner:
-    """The Hessian with every window's block replaced by the mean one, factorised."""
+    """The Hessian with the layer behind's block of every window replaced by the mean one, factorised in float32."""
 
-    def __init__(self, block: Float[Tensor, "C C"], layer: WindowedLayer, num_frames: int) -> None:
-        padded = torch.nn.functional.pad(block, (0, 1, 0, 1))
-        band, _ = normal_equations(padded, layer, num_frames, layer.num_positions(num_frames))
-        self._factor = (_factor(band), True)
-        self.smallest = smallest_eigenvalue(self._factor, band.shape[1])
-        self.errors = error_draws(self._factor, num_frames, layer.num_features)
+    def __init__(self, block: Float[Tensor, "C C"], layer: WindowedLayer, num_frames: int, state: _State) -> None:
+        padded = torch.nn.functional.pad(block, (0, 1, 0, 1)).float()
+        band, _ = normal_equations(padded, layer, num_frames, state.weights.float())
+        if state.first_layer is not None:
+            own = state.first_layer
+            band += normal_equations(own.projector.float(), layer, num_frames, own.weights.float())[0]
+        self._factor, self._shape = (_factor(band), True), (num_frames, layer.num_features)
+
+    @property
+    def smallest(self) -> float:
+        return smallest_eigenvalue(self._factor, self._shape[0] * self._shape[1])
+
+    @property
+    def errors(self) -> Float[Tensor, "D T F"]:
+        return error_draws(self._factor, *self._shape)
 
     def solve(self, vector: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
-        flat = cho_solve_banded(self._factor, vector.double().flatten().numpy(), check_finite=False)
+        flat = cho_solve_banded(self._factor, vector.float().flatten().numpy(), check_finite=False)
         return torch.from_numpy(flat).view_as(vector).to(vector)
 
 
 def _factor(band: np.ndarray) -> np.ndarray:
-    """Cholesky factor of a band with a little of the identity added: frames that few active units see would leave it
+    """Cholesky factor of a band with a little added to its diagonal: frames that few active units see would leave it
     singular, and a block that was summed in float32 may fall below zero by as much as that rounds."""
-    size = band[0].mean()
     for little in SHIFTS:
-        band = band.copy()
-        band[0] += little * size
+        shifted = band.copy(order="F")
+        shifted[0] += little * np.abs(band[0]) + 1e-3 * little * band[0].mean()
         try:
-            return cholesky_banded(band, lower=True, check_finite=False)
+            return cholesky_banded(shifted, overwrite_ab=True, lower=True, check_finite=False)
         except LinAlgError:
             continue
     raise LinAlgError("the windows' mean Hessian is not positive definite")
@@ -173,30 +243,31 @@ def _factor(band: np.ndarray) -> np.ndarray:
 
 def _conjugate_gradients(
     span: ActivatedSpan,
-    slopes: Float[Tensor, "P H"],
+    state: _State,
     right: Float[Tensor, "T F"],
     place: tuple[int, int],
     layer: WindowedLayer,
     preconditioner: _Preconditioner,
-    tolerance: float,
+    least: float,
 ) -> tuple[Float[Tensor, "T F"], int, float]:
-    """(solution, iterations, smallest Ritz value of the preconditioned Hessian)."""
+    """(solution, iterations, smallest Ritz value of the preconditioned Hessian).
+
+    Products are in float32; the error's squared length in the preconditioner's norm is brought down to `least`.
+    """
     first, num_rows = place
-    basis = span.basis[:, : slopes.shape[1]]
+    operate = state.operator(span)
 
     def product(vector: Tensor) -> Tensor:
         rows = torch.zeros(num_rows, layer.num_features)
         rows[first : first + len(vector)] = vector
-        moved = (_cut(rows, layer) @ span.weight.T) * slopes
-        moved = (moved - (moved @ basis.T) @ basis) * slopes
-        return _gather(moved @ span.weight, layer, num_rows)[first : first + len(vector)]
+        return _gather(operate(_cut(rows, layer)), layer, num_rows)[first : first + len(vector)]
 
     left = right.float()
     solution = torch.zeros_like(left)
     direction = solved = preconditioner.solve(left)
-    energy = start = float((left * solved).sum())
+    energy = float((left * solved).sum())
     steps, ratios = [], []
-    while len(steps) < MOST_ITERATIONS and energy > tolerance**2 * start:
+    while len(steps) < MOST_ITERATIONS and energy > least:
         image = product(direction)
         steps.append(energy / float((direction * image).sum()))
         solution = solution + steps[-1] * direction
