@@ -352,6 +352,7 @@ DATA = Union[  # noqa: UP007 (built from values)
 
 BENCH = Union[  # noqa: UP007
     _command("second-order", cli_benchmarks.bench_second_order),
+    _command("closed-form", cli_benchmarks.bench_closed_form),
     _command("matching", cli_benchmarks.bench_matching),
     _command("train", cli_training.bench_train),
     _command("robustness", cli_benchmarks.bench_robustness),

@@ -23,6 +23,19 @@ def bench_second_order(*, threads: int = 1) -> None:
     benchmarks.second_order_ratios(threads)
 
 
+def bench_closed_form(*, threads: int = 1) -> None:
+    """Time the closed form on gradients as uneven as a trained model's, against all windows alike; prints ratios.
+
+    Example: overheard bench closed-form --threads 1
+
+    Args:
+        threads: for torch
+    """
+    from overheard.commands import benchmarks
+
+    benchmarks.closed_form_ratios(threads)
+
+
 def bench_matching(
     *,
     corpus: Path,

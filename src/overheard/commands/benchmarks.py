@@ -1,4 +1,4 @@
-"""overheard bench second-order | matching: ratios and tables, measured when asked."""
+"""overheard bench second-order | closed-form | matching: ratios and tables, measured when asked."""
 
 import platform
 from pathlib import Path
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from overheard import __version__
-from overheard.benchmarks import ctc, recurrence, second_order
+from overheard.benchmarks import closed_form, ctc, recurrence, second_order
 from overheard.benchmarks.matching_study import METHODS, StudyPlan, StudyResult, run_study, summarise
 from overheard.benchmarks.measurement import Measurement
 from overheard.commands.machine import set_up
@@ -34,9 +34,18 @@ def second_order_ratios(threads: int) -> None:
     console.print(ratio_table(found, threads))
 
 
-def ratio_table(measurements: list[Measurement], threads: int) -> Table:
+def closed_form_ratios(threads: int) -> None:
+    """Measure the closed form in one run, and print every ratio beside its target."""
+    set_up("cpu", threads)
+    console = Console()
+    with console.status(f"measuring the closed form, {threads} thread(s)"):
+        found = closed_form.measure(threads)
+    console.print(ratio_table(found, threads, "Closed form"))
+
+
+def ratio_table(measurements: list[Measurement], threads: int, title: str = "Second order") -> Table:
     """One row for each measurement; the title says what it was measured with."""
-    table = Table(title=f"Second order, {machine_line(threads)}", title_justify="left")
+    table = Table(title=f"{title}, {machine_line(threads)}", title_justify="left")
     table.add_column("what", overflow="fold")
     for column in ("ours", "reference", "unit", "ratio", "target", "met"):
         table.add_column(column, justify="left" if column in ("unit", "target", "met") else "right")
