@@ -175,7 +175,7 @@ class _ClosedForm:
 def _closed_form(
     matrix: Float[Tensor, "R C"], observation: Observation, layer: WindowedLayer, config: SpanConfig
 ) -> _ClosedForm:
-    """Each entry as it was rounded, where errors grow with rows; all alike where they do not, or little comes out."""
+    """Entries over their sizes where errors grow with rows; all alike where they do not, or where that is clearer."""
     precision = precision_of(observation.update, layer.name)
     scaled, columns = by_sizes(matrix)
     basis, values = row_space(scaled)
@@ -184,11 +184,15 @@ def _closed_form(
     some = slice(None, None, max(1, len(matrix) // TESTED_ROWS))
     if 0 < found.rank < len(values) and rounded_as_products(matrix[some], scaled[some], basis[: found.rank]):
         weighed = _solved(found, basis, columns, observation, layer, config)
-        if len(weighed.solutions) == observation.update.protocol.num_utterances:
+        clear = found.margin >= CLEAR_MARGIN
+        if clear and len(weighed.solutions) == observation.update.protocol.num_utterances:
             return weighed
     basis, values = row_space(matrix)
     plain = _solved(rank_of_spectrum(values, precision), basis, None, observation, layer, config)
-    return weighed if weighed is not None and len(weighed.solutions) > len(plain.solutions) else plain
+    if weighed is None:
+        return plain
+    # More solutions first; of as many, those of the rank that is clearer.
+    return max(plain, weighed, key=lambda each: (len(each.solutions), each.found.margin))
 
 
 def _likeliest_error(closed: _ClosedForm) -> float:
