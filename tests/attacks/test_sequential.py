@@ -258,7 +258,7 @@ def test_refinement_finds_the_truth_from_beside_it() -> None:
     rows = functional.pad(batch.features[:, 0].double(), (0, 0, 2, 2))
     start = rows.clone()
     start[2:-2] += 1e-2 * torch.randn(PAST_CAPACITY, 26, generator=torch.Generator().manual_seed(0))
-    block = mean_hessian(span, _cut(start, layer))
+    block = mean_hessian(span, layer.cut(start))
     fit = refine(span, start, (2, 2 + PAST_CAPACITY), layer, block)
     assert (fit.rows - rows).abs().mean() < 1e-3
     assert torch.equal(fit.rows[:2], rows[:2])

@@ -13,27 +13,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
-from overheard.attacks.frame_decoding import StepProblem, step_problem
+from overheard.attacks.frame_decoding import Reader
+from overheard.attacks.layer_reader import LayerReader, step_equations
 from overheard.attacks.windows import WindowedLayer
 
 
 @dataclass(frozen=True)
 class Edge:
-    """One end of every utterance, and what is known of windows as they are read from there.
+    """One end of every utterance, and what windows are read off from there.
 
     Attributes:
-        problem: the span in float32, for steps.
-        span: the same in float64.
-        layer: windows and padding.
+        reader: what all windows are read off.
+        firsts: what the first ones are guessed by.
         backwards: whether time runs from the last frame to the first.
         spare: rows of padding behind the last window, of those utterances that this edge belongs to.
     """
 
-    problem: StepProblem
-    span: ActivatedSpan
-    layer: WindowedLayer
+    reader: Reader
+    firsts: Reader
     backwards: bool = False
     spare: int = 0
+
+    @property
+    def layer(self) -> WindowedLayer:
+        """Windows and padding."""
+        return self.reader.layer
 
     @property
     def unknown(self) -> int:
@@ -65,24 +69,29 @@ def edges_of(span: ActivatedSpan, layer: WindowedLayer, generator: torch.Generat
         layer: the windowed layer; padding ahead of it.
         generator: of the equations that single steps use.
     """
-    forwards = Edge(step_problem(span, layer, generator), span, layer)
-    turned = _turned(span, layer)
-    backwards = [
+    equations = step_equations(span, layer, generator)
+    forwards = LayerReader(span, layer, equations)
+    turned = replace(span, weight=_turned(span.weight, layer))
+    backwards = [LayerReader(turned, each, equations) for each in _ends(layer)]
+    ends = [
+        Edge(each, each, True, spare)
+        for spare, each in enumerate(backwards)
+        if span.num_equations > each.layer.first_unknowns
+    ]
+    return [Edge(forwards, forwards), *ends]
+
+
+def _ends(layer: WindowedLayer) -> list[WindowedLayer]:
+    """The layer as it sees an utterance that is read from its end, by the rows of padding that it leaves unseen."""
+    return [
         replace(layer, before=layer.after - spare, after=layer.before)
         for spare in range(layer.stride)
         if layer.after - spare > 0
     ]
-    ends = [
-        Edge(replace(forwards.problem, span=turned.single_precision()), turned, each, True, spare)
-        for spare, each in enumerate(backwards)
-        if span.num_equations > (each.window - each.before) * each.num_features
-    ]
-    return [forwards, *ends]
 
 
-def _turned(span: ActivatedSpan, layer: WindowedLayer) -> ActivatedSpan:
-    weight = span.weight.view(len(span.weight), layer.window, layer.num_features)
-    return replace(span, weight=weight.flip(1).flatten(1).contiguous())
+def _turned(weight: Float[Tensor, "H C"], layer: WindowedLayer) -> Float[Tensor, "H C"]:
+    return weight.view(len(weight), layer.window, layer.num_features).flip(1).flatten(1).contiguous()
 
 
 def known_firsts(edge: Edge, utterances: Sequence[Float[Tensor, "_ F"]]) -> list[Float[Tensor, "K F"]]:

@@ -1,31 +1,25 @@
-"""Frame after frame out of an `ActivatedSpan`: every window adds a few unknown frames to frames that are known.
+"""Frame after frame out of a layer's span: every window adds a few unknown frames to frames that are known.
 
 The zero padding ahead of an utterance leaves its first window fewer unknowns than equations, and each later window has
-only its newest frames unknown. Levenberg-Marquardt solves each, with exact Jacobians, on a random part of the
-equations; one step with all of them follows, since errors of older frames enter the newest ones and would grow.
-Frames decode to zeros in the padding behind the utterance: this is how its end shows.
+only its newest frames unknown. Errors of older frames enter the newest ones and would grow: the last frames are fitted
+together now and then. Frames decode to zeros in the padding behind the utterance: this is how its end shows.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overheard.attacks.activated_span import ActivatedSpan
-from overheard.attacks.window_refinement import mean_hessian, refine
+from overheard.attacks.window_fit import Fit
+from overheard.attacks.window_refinement import Refinement
 from overheard.attacks.windows import WindowedLayer
 
-STEP_EQUATIONS = 256
-LM_STEPS = 40
-WRONG = 2e-2
-"""Residual, relative to the inputs, that no right window leaves, whatever the noise; wrong frames leave 5e-2."""
-ABOVE_ROUNDING = 30.0
-"""How many times the residual expected of rounding a window may leave: older frames' errors add to it."""
 DRIFT = 5.0
-"""The same, from which on the last frames are fitted anew, together."""
+"""How many times the residual expected of rounding a window may leave before the last frames are fitted anew."""
 LONGER = 0.7
 """Part of a shorter utterance's residual that a longer one must stay below to be preferred."""
 ZERO = 2e-2
@@ -58,135 +52,46 @@ class DecodedFrames:
     refits: int
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Unknowns x of one window, and how well it lies in the span.
+@runtime_checkable
+class Reader(Protocol):
+    """What windows of one edge are read off.
 
     Attributes:
-        unknowns: x.
-        residual: norm of Pi a.
-        expected: norm that rounding alone would give it.
-        size: norm of a.
+        layer: windows and padding, as they are read from this edge.
+        rank: directions that what it knows of spans.
+        unseen: positions at an utterance's end of which it knows nothing.
+        hides_repeats: whether equal frames that fill a window are one to it, however many there are.
     """
 
-    unknowns: Float[Tensor, " U"]
-    residual: float
-    expected: float
-    size: float
+    layer: WindowedLayer
+    unseen: int
+    hides_repeats: bool
 
     @property
-    def accepted(self) -> bool:
-        """Whether this is a window of the utterance, as far as its residual tells."""
-        return self.residual <= min(ABOVE_ROUNDING * self.expected, WRONG * self.size)
+    def rank(self) -> int: ...
 
+    def newest(self, rows: Float[Tensor, "R F"], count: int) -> Callable[[Float[Tensor, " U"]], Fit]:
+        """What fits, from a guess, the `count` frames behind rows that end the next window."""
+        ...
 
-@dataclass(frozen=True)
-class StepProblem:
-    """An `ActivatedSpan` in float32 with the part of its equations that single steps use, transposed.
+    def together(self, rows: Float[Tensor, "R F"], free: tuple[int, int], ended: bool, steps: int) -> Refinement:
+        """Some frames fitted to all windows that hold any of them.
 
-    Attributes:
-        span: all of it.
-        equations: (A, E) orthonormal columns.
-    """
+        Args:
+            rows: all frames from the padding ahead of the utterance on, windows of which start every `stride`.
+            free: first free frame, and the one behind the last.
+            ended: whether the rows reach to the end of the padding behind the utterance.
+            steps: of Gauss-Newton at most.
+        """
+        ...
 
-    span: ActivatedSpan
-    equations: Float[Tensor, "A E"]
-
-
-def step_problem(span: ActivatedSpan, layer: WindowedLayer, generator: torch.Generator) -> StepProblem:
-    """Enough equations for the first window, which has most unknowns."""
-    unknowns = (layer.window - layer.before) * layer.num_features
-    return StepProblem(
-        span.single_precision(), span.sketch(max(STEP_EQUATIONS, 2 * unknowns), generator).float().contiguous()
-    )
-
-
-def fit_window(
-    problem: StepProblem,
-    offset: Float[Tensor, " H"],
-    weight: Float[Tensor, "H U"],
-    start: Float[Tensor, " U"],
-) -> Fit:
-    """Levenberg-Marquardt on Pi a / |a|, a = [phi(offset + weight x), 1].
-
-    Without the division, frames that shrink to nothing come close: they leave only the constant outside the span.
-    """
-    equations = problem.equations[:, : max(STEP_EQUATIONS, 2 * len(start))]
-    unknowns, damping = start, 1e-3
-    here = _Point.at(problem.span, offset, weight, unknowns, equations)
-    hessian = torch.eye(len(start))
-    for _ in range(LM_STEPS):
-        jacobian = here.jacobian(equations, weight)
-        hessian, gradient = jacobian.T @ jacobian, jacobian.T @ here.residual
-        level = float(hessian.diagonal().mean())
-        for _ in range(6):
-            damped = hessian + damping * level * torch.eye(len(hessian))
-            change = torch.linalg.solve(damped, gradient)
-            there = _Point.at(problem.span, offset, weight, unknowns - change, equations)
-            if there.square < here.square:
-                break
-            damping = 8 * max(damping, 1e-4)
-        else:
-            break
-        damping = damping / 10 if damping > 1e-7 else 0.0
-        unknowns, here = unknowns - change, there
-        if float(change.norm()) <= 1e-5 * float(unknowns.norm()):
-            break
-    scale = here.size**2 * problem.span.num_equations / equations.shape[1]
-    return _with_all_equations(problem, offset, weight, unknowns, scale * hessian)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """Residual Pi a / |a| in a part of the equations, and what its Jacobian takes."""
-
-    inputs: Float[Tensor, " A"]
-    slopes: Float[Tensor, " H"]
-    residual: Float[Tensor, " E"]
-    size: float
-    square: float
-
-    @staticmethod
-    def at(
-        span: ActivatedSpan,
-        offset: Float[Tensor, " H"],
-        weight: Float[Tensor, "H U"],
-        unknowns: Float[Tensor, " U"],
-        equations: Float[Tensor, "A E"],
-    ) -> "_Point":
-        inputs, slopes = span.inputs(offset + weight @ unknowns)
-        size = max(float(inputs.norm()), torch.finfo(inputs.dtype).tiny)
-        residual = (inputs @ equations) / size
-        return _Point(inputs, slopes, residual, size, float(residual @ residual))
-
-    def jacobian(self, equations: Float[Tensor, "A E"], weight: Float[Tensor, "H U"]) -> Float[Tensor, "E U"]:
-        active = self.slopes.nonzero()[:, 0]
-        moved = weight[active] * self.slopes[active, None]
-        growth = self.inputs[active] @ moved / self.size**2
-        return (equations[active].T @ moved) / self.size - torch.outer(self.residual, growth)
-
-
-def _with_all_equations(
-    problem: StepProblem,
-    offset: Float[Tensor, " H"],
-    weight: Float[Tensor, "H U"],
-    unknowns: Float[Tensor, " U"],
-    hessian: Float[Tensor, "U U"],
-) -> Fit:
-    """One step on the gradient of all equations, with the Hessian that a part of them gave, scaled up."""
-    span = problem.span
-    inputs, slopes = span.inputs(offset + weight @ unknowns)
-    rest, _, _ = span.outside(inputs)
-    gradient = weight.T @ (rest[: len(weight)] * slopes)
-    change = torch.linalg.lstsq(hessian, gradient[:, None]).solution[:, 0]
-    inputs, _ = span.inputs(offset + weight @ (unknowns - change))
-    _, residual, expected = span.outside(inputs)
-    return Fit(unknowns - change, float(residual), float(expected), float(inputs.norm()))
+    def polished(self, rows: Float[Tensor, "R F"], free: tuple[int, int], ended: bool) -> Refinement:
+        """The same down to rounding."""
+        ...
 
 
 def decode_frames(
-    problem: StepProblem,
-    layer: WindowedLayer,
+    reader: Reader,
     first: Float[Tensor, "K F"],
     longest: int,
     more_starts: Callable[[], list[Float[Tensor, "S F"]]],
@@ -195,21 +100,18 @@ def decode_frames(
     """All frames of the utterance that starts with `first`.
 
     Args:
-        problem: the span.
-        layer: the windowed layer.
+        reader: what they are read off.
         first: frames of its first window, padding left out.
         longest: positions after which to give up.
         more_starts: guesses of the newest frames of a window, asked for where those of the decoder's own fail.
         num_windows: different windows that the utterance has, where that is known.
     """
+    layer = reader.layer
     features, stride = layer.num_features, layer.stride
-    known = (layer.window - stride) * features
-    older, newest = problem.span.weight[:, :known].contiguous(), problem.span.weight[:, known:].contiguous()
     rows = torch.cat([torch.zeros(layer.before, features), first])
-    # So many rows of padding are in the last window, whatever the length.
-    padding = layer.after - stride + 1
+    # So many rows of padding are in the last window that is read, whatever the length.
+    padding = layer.after - stride * (1 + reader.unseen) + 1
     repeats, refits, fitted = 0, 0, len(rows)
-    blocks = _Blocks(problem.span, layer)
     ways = _Ways()
     while (position := (len(rows) - layer.window) // stride + 1) < longest:
         if padding > 0 and len(rows) > layer.before + padding and is_zero(rows[-padding:], rows):
@@ -219,10 +121,11 @@ def decode_frames(
             rows, repeats = rows[: ways.place], repeats - 1
             fitted = min(fitted, len(rows))
             continue
-        offset = older @ rows[position * stride :].flatten() + problem.span.bias
-        filled = position > 1 and same_frames(rows[-layer.window : -stride], rows[-layer.window + stride :])
+        fit_from = reader.newest(rows, stride)
+        filled = reader.hides_repeats and position > 1
+        filled = filled and same_frames(rows[-layer.window : -stride], rows[-layer.window + stride :])
         starts = chain(_starts(rows, layer, filled, more_starts), ways.apart(rows[-stride:]) if filled else ())
-        tries = (fit_window(problem, offset, newest, start.flatten()) for start in starts)
+        tries = (fit_from(start.flatten()) for start in starts)
         accepted = (tried for tried in tries if tried.accepted)
         fit = ways.out(accepted, rows, (stride, features)) if filled else next(accepted, None)
         if fit is None and fitted == len(rows):
@@ -231,9 +134,9 @@ def decode_frames(
             repeats += filled
             rows = torch.cat([rows, fit.unknowns.view(stride, features)])
         if fit is None or (fit.residual > DRIFT * fit.expected and len(rows) - fitted >= layer.window):
-            rows = _fit_last(problem.span, layer, rows, fitted, blocks.now(rows))
+            rows = _fit_last(reader, rows, fitted)
             fitted, refits = len(rows), refits + 1
-    end = _end(problem.span, layer, rows, blocks.now(rows)) if layer.after else None
+    end = _end(reader, rows) if layer.after else None
     decoded = rows[layer.before :] if end is None else end[layer.before : len(end) - layer.after]
     return DecodedFrames(decoded.double(), end is not None, repeats, refits)
 
@@ -282,28 +185,12 @@ class _Ways:
             yield last + (0.5 * 2 ** (index % 3)) * size * (guess / guess.norm()).view_as(last)
 
 
-class _Blocks:
-    """The mean Hessian of the windows so far, taken anew whenever their number has doubled."""
-
-    def __init__(self, span: ActivatedSpan, layer: WindowedLayer) -> None:
-        self._span, self._layer = span, layer
-        self._block: Tensor | None = None
-        self._taken = 0
-
-    def now(self, rows: Float[Tensor, "R F"]) -> Float[Tensor, "C C"]:
-        if self._block is None or len(rows) >= 2 * self._taken:
-            self._block, self._taken = mean_hessian(self._span, windows_of(rows, self._layer)), len(rows)
-        return self._block
-
-
-def _end(
-    span: ActivatedSpan, layer: WindowedLayer, rows: Float[Tensor, "R F"], block: Float[Tensor, "C C"]
-) -> Float[Tensor, "E F"] | None:
+def _end(reader: Reader, rows: Float[Tensor, "R F"]) -> Float[Tensor, "E F"] | None:
     """Rows up to and with the padding behind the utterance; None where no length near the last row fits.
 
     Each length puts zeros behind its last frame and fits the frames before it: rounding alone must be left.
     """
-    overlap = layer.window - layer.stride
+    layer = reader.layer
     best, least = None, DRIFT
     for length in range(max(layer.before + 1, len(rows) - layer.after), len(rows) + 1):
         ended = torch.nn.functional.pad(rows[:length], (0, 0, 0, layer.after))
@@ -311,13 +198,11 @@ def _end(
         held = ended[: len(ended) - spare]
         free = max(layer.before, len(held) - layer.after - 2 * layer.window)
         free += (len(held) - free) % layer.stride
-        slab = held[max(0, free - overlap) :]
-        first = len(slab) - (len(held) - free)
-        fit = refine(span, slab, (first, len(slab) - layer.after + spare), layer, block, tolerance=1e-2, steps=3)
+        fit = reader.together(held, (free, len(held) - layer.after + spare), ended=True, steps=3)
         if fit.residual < least * fit.expected:
             # A last frame of zeros fits as well as none, or by chance a little better.
             least = LONGER * fit.residual / fit.expected
-            best = torch.cat([held[: len(held) - len(slab)], fit.rows, ended[len(held) :]])
+            best = torch.cat([fit.rows, ended[len(held) :]])
     return best
 
 
@@ -341,21 +226,12 @@ def _starts(
     yield from more_starts()
 
 
-def windows_of(rows: Float[Tensor, "R F"], layer: WindowedLayer) -> Float[Tensor, "P C"]:
-    """Every window of the rows, padding included."""
-    return rows.unfold(0, layer.window, layer.stride).transpose(1, 2).flatten(1)
-
-
-def _fit_last(
-    span: ActivatedSpan, layer: WindowedLayer, rows: Float[Tensor, "R F"], fitted: int, block: Float[Tensor, "C C"]
-) -> Float[Tensor, "R F"]:
+def _fit_last(reader: Reader, rows: Float[Tensor, "R F"], fitted: int) -> Float[Tensor, "R F"]:
     """Frames since the last such fit, and a window before them, fitted together; those before stay."""
-    overlap = layer.window - layer.stride
-    free = max(overlap, fitted - layer.window)
+    layer = reader.layer
+    free = max(layer.window - layer.stride, fitted - layer.window)
     free += (len(rows) - free) % layer.stride
-    slab = rows[free - overlap :]
-    fit = refine(span, slab, (overlap, len(slab)), layer, block, tolerance=1e-2, steps=2)
-    return torch.cat([rows[: free - overlap], fit.rows])
+    return reader.together(rows, (free, len(rows)), ended=False, steps=2).rows
 
 
 def is_zero(frames: Float[Tensor, "K F"], rows: Float[Tensor, "R F"]) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from torch.nn import functional
 
 from overheard.attacks.activated_span import activated_span
-from overheard.attacks.frame_decoding import windows_of
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.span_solver import SpanSolution
@@ -38,7 +37,7 @@ def refined(observation: Observation, layer: WindowedLayer, solutions: list[Span
     for each in solutions:
         rows = functional.pad(each.features, (0, 0, layer.before, layer.after))
         last = layer.before + len(each.features)
-        block = mean_hessian(span.single_precision(), windows_of(rows, layer).float())
+        block = mean_hessian(span.single_precision(), layer.cut(rows).float())
         other = refine(span, rows, (layer.before, last), layer, block)
         explained = other.residual <= LARGEST_REST * other.expected
         better = replace(

@@ -19,11 +19,11 @@ from torch import Tensor
 from overheard.attacks.activated_span import ActivatedSpan, activated_span
 from overheard.attacks.edges import Edge, edges_of, known_firsts
 from overheard.attacks.first_windows import about_mean, first_guesses, first_window, mean_frame
-from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, same_frames, windows_of
+from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, same_frames
 from overheard.attacks.observation import Observation, Reconstruction, errors_of
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.repeated_frames import Restored, restore_repeats
-from overheard.attacks.window_refinement import Refinement, mean_hessian, refine
+from overheard.attacks.window_refinement import Refinement
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
 
@@ -86,7 +86,7 @@ def _beyond_reach(span: ActivatedSpan, layer: WindowedLayer, name: str) -> str |
         return f"past the capacity: the update of {name} has full rank {span.found.rank}, more than its inputs span"
     if layer.before == 0:
         return f"no padding ahead of an utterance marks the first window of {layer.name}"
-    unknowns = (layer.window - layer.before) * layer.num_features
+    unknowns = layer.first_unknowns
     if span.num_equations <= unknowns:
         return (
             f"past the capacity: {name} was shown {span.found.rank} windows, which leaves {span.num_equations} "
@@ -185,10 +185,8 @@ def _find_utterances(
         if first is None:
             continue
         # Equal frames are one direction of the span and many positions, so the rank is no bound; twice it is generous.
-        windows = span.found.rank if size == 1 else None
-        decoded = decode_frames(
-            edge.problem, edge.layer, first, 2 * span.found.rank + layer.window, lambda: frames, windows
-        )
+        windows = edge.reader.rank if size == 1 else None
+        decoded = decode_frames(edge.reader, first, 2 * edge.reader.rank + layer.window, lambda: frames, windows)
         each = _Utterance(edge, decoded, _refine_whole(edge, decoded))
         if any(_equal(each.features, other) for other in known):
             continue
@@ -213,8 +211,7 @@ def _refine_whole(edge: Edge, found: DecodedFrames) -> Refinement:
     """All frames together, with the padding behind them where it was reached."""
     layer = edge.layer
     rows = torch.nn.functional.pad(found.features, (0, 0, layer.before, layer.after if found.complete else 0))
-    block = mean_hessian(edge.problem.span, windows_of(rows, layer).float())
-    return refine(edge.span, rows, (layer.before, layer.before + len(found.features)), layer, block)
+    return edge.reader.polished(rows, (layer.before, layer.before + len(found.features)), found.complete)
 
 
 def _reason(decoded: list[DecodedFrames], size: int, unique: bool) -> str | None:

@@ -46,6 +46,10 @@ class Refinement:
     errors: Float[Tensor, "D T F"]
     iterations: int
 
+    def behind(self, rows: Float[Tensor, "B F"]) -> "Refinement":
+        """The same with rows ahead of its own."""
+        return replace(self, rows=torch.cat([rows.to(self.rows), self.rows]))
+
 
 def mean_hessian(span: ActivatedSpan, windows: Float[Tensor, "P C"]) -> Float[Tensor, "C C"]:
     """W' mean over positions of (D_p Pi D_p) W, float64."""
