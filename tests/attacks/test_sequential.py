@@ -17,7 +17,7 @@ from overheard.attacks.first_windows import first_guesses, first_window
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.registry import run_attack
-from overheard.attacks.window_refinement import _cut, _factor, _gather, mean_hessian, refine
+from overheard.attacks.window_refinement import _cut, _gather, banded_factor, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.audit.steps import make_batch
 from overheard.federation.client import ClientSettings
@@ -280,6 +280,6 @@ def test_a_slow_start_is_no_obstacle(librispeech: Path) -> None:
 def test_a_hessian_that_rounding_left_indefinite_is_factorised() -> None:
     band = np.zeros((2, 50))
     band[0], band[0, 7] = 1.0, -1e-8
-    assert np.isfinite(_factor(band)).all()
+    assert np.isfinite(banded_factor(band)).all()
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
-        _factor(-band)
+        banded_factor(-band)

@@ -5,7 +5,7 @@ the frames of the windowed layer's weight reversed and the padding ahead and beh
 window may leave spare rows of padding unseen; how many, nobody knows, and each number is an edge of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from overheard.attacks.activated_span import ActivatedSpan
 from overheard.attacks.frame_decoding import Reader
 from overheard.attacks.layer_reader import LayerReader, step_equations
+from overheard.attacks.state_reader import StateReader
+from overheard.attacks.state_span import StateSpans
 from overheard.attacks.windows import WindowedLayer
 
 
@@ -61,37 +63,37 @@ class Edge:
         return self.turned(frames)[: self.unknown]
 
 
-def edges_of(span: ActivatedSpan, layer: WindowedLayer, generator: torch.Generator) -> list[Edge]:
-    """The beginning, then each end that padding marks.
+def edges_of(
+    span: ActivatedSpan | None, layer: WindowedLayer, generator: torch.Generator, states: StateSpans | None = None
+) -> list[Edge]:
+    """The beginning, then each end that padding marks, where there are equations enough for a first window.
 
     Args:
-        span: of the layer behind.
+        span: of the layer behind; None where it gives too few equations even for later windows.
         layer: the windowed layer; padding ahead of it.
         generator: of the equations that single steps use.
+        states: of a recurrent layer, by which first windows are guessed then; None where the layer behind will do.
     """
-    equations = step_equations(span, layer, generator)
-    forwards = LayerReader(span, layer, equations)
-    turned = replace(span, weight=_turned(span.weight, layer))
-    backwards = [LayerReader(turned, each, equations) for each in _ends(layer)]
-    ends = [
-        Edge(each, each, True, spare)
-        for spare, each in enumerate(backwards)
-        if span.num_equations > each.layer.first_unknowns
-    ]
-    return [Edge(forwards, forwards), *ends]
+    equations = None if span is None else step_equations(span, layer, generator)
+    edges = []
+    for backwards, spare, each in [(False, 0, layer), *((True, spare, end) for spare, end in _ends(layer))]:
+        readers: list[Reader] = []
+        own = None if states is None else states.backwards if backwards else states.forwards
+        if own is not None and own.num_moving > each.first_unknowns:
+            readers.append(StateReader(own.turned(layer) if backwards else own, each))
+        if span is not None and equations is not None and (readers or span.num_moving > each.first_unknowns):
+            turned = replace(span, weight=layer.turned(span.weight)) if backwards else span
+            readers.append(LayerReader(turned, each, equations))
+        if readers:
+            edges.append(Edge(readers[-1], readers[0], backwards, spare))
+    return edges
 
 
-def _ends(layer: WindowedLayer) -> list[WindowedLayer]:
-    """The layer as it sees an utterance that is read from its end, by the rows of padding that it leaves unseen."""
-    return [
-        replace(layer, before=layer.after - spare, after=layer.before)
-        for spare in range(layer.stride)
-        if layer.after - spare > 0
-    ]
-
-
-def _turned(weight: Float[Tensor, "H C"], layer: WindowedLayer) -> Float[Tensor, "H C"]:
-    return weight.view(len(weight), layer.window, layer.num_features).flip(1).flatten(1).contiguous()
+def _ends(layer: WindowedLayer) -> Iterator[tuple[int, WindowedLayer]]:
+    """Rows of padding that utterances may leave unseen, and the layer as it sees those that are read from their end."""
+    for spare in range(layer.stride):
+        if layer.after - spare > 0:
+            yield spare, replace(layer, before=layer.after - spare, after=layer.before)
 
 
 def known_firsts(edge: Edge, utterances: Sequence[Float[Tensor, "_ F"]]) -> list[Float[Tensor, "K F"]]:

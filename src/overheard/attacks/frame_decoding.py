@@ -192,17 +192,20 @@ def _end(reader: Reader, rows: Float[Tensor, "R F"]) -> Float[Tensor, "E F"] | N
     """
     layer = reader.layer
     best, least = None, DRIFT
-    for length in range(max(layer.before + 1, len(rows) - layer.after), len(rows) + 1):
+    # One frame, and one more for each position that is not seen.
+    shortest = layer.before + 1 + reader.unseen * layer.stride
+    for length in range(max(shortest, len(rows) - layer.after), len(rows) + 1):
         ended = torch.nn.functional.pad(rows[:length], (0, 0, 0, layer.after))
         spare = (len(ended) - layer.window) % layer.stride
         held = ended[: len(ended) - spare]
         free = max(layer.before, len(held) - layer.after - 2 * layer.window)
-        free += (len(held) - free) % layer.stride
         fit = reader.together(held, (free, len(held) - layer.after + spare), ended=True, steps=3)
         if fit.residual < least * fit.expected:
             # A last frame of zeros fits as well as none, or by chance a little better.
             least = LONGER * fit.residual / fit.expected
             best = torch.cat([fit.rows, ended[len(held) :]])
+            if fit.residual <= fit.expected:
+                break
     return best
 
 
@@ -228,9 +231,7 @@ def _starts(
 
 def _fit_last(reader: Reader, rows: Float[Tensor, "R F"], fitted: int) -> Float[Tensor, "R F"]:
     """Frames since the last such fit, and a window before them, fitted together; those before stay."""
-    layer = reader.layer
-    free = max(layer.window - layer.stride, fitted - layer.window)
-    free += (len(rows) - free) % layer.stride
+    free = max(reader.layer.before, fitted - reader.layer.window)
     return reader.together(rows, (free, len(rows)), ended=False, steps=2).rows
 
 

@@ -103,15 +103,38 @@ def refine(
         rows, state = moved, after
         if settled:
             break
-    equations = len(state.rest) * span.num_equations - (last - first) * layer.num_features
-    noise = state.square / max(1, equations)
-    error = (noise / (ritz * preconditioner.smallest)) ** 0.5
-    errors = noise**0.5 * preconditioner.errors
+    sums = state.square, state.expected, state.size
+    equations = len(state.rest) * span.num_equations
+    smallest = ritz * preconditioner.smallest
+    return summed_up(rows, free, sums, equations, smallest, preconditioner.errors, iterations)
+
+
+def summed_up(
+    rows: Float[Tensor, "R F"],
+    free: tuple[int, int],
+    sums: tuple[float, float, float],
+    equations: int,
+    smallest: float,
+    draws: Float[Tensor, "D T F"],
+    iterations: int,
+) -> Refinement:
+    """What a least-squares fit says of itself.
+
+    Args:
+        rows: fixed and free frames.
+        free: first free frame, and the one behind the last.
+        sums: of squares over all windows: of what lies outside the span, as rounding makes it, and of inputs.
+        equations: of all windows.
+        smallest: eigenvalue of the Hessian.
+        draws: errors that residuals of unit variance cause.
+        iterations: that it took.
+    """
+    noise = sums[0] / max(1, equations - draws[0].numel())
+    errors = noise**0.5 * draws
+    size = max(float(rows[free[0] : free[1]].square().mean().sqrt()), 1e-300)
+    residual, expected = ((each / sums[2]) ** 0.5 for each in sums[:2])
     likely = float(errors.square().mean().sqrt())
-    size = max(float(rows[first:last].square().mean().sqrt()), 1e-300)
-    scale = state.size**0.5
-    residual, expected = state.square**0.5 / scale, state.expected**0.5 / scale
-    return Refinement(rows, residual, expected, error / size, likely / size, errors, iterations)
+    return Refinement(rows, residual, expected, (noise / smallest) ** 0.5 / size, likely / size, errors, iterations)
 
 
 @dataclass(frozen=True)
@@ -152,7 +175,7 @@ class _Preconditioner:
     def __init__(self, block: Float[Tensor, "C C"], layer: WindowedLayer, num_frames: int) -> None:
         padded = torch.nn.functional.pad(block, (0, 1, 0, 1))
         band, _ = normal_equations(padded, layer, num_frames, layer.num_positions(num_frames))
-        self._factor = (_factor(band), True)
+        self._factor = (banded_factor(band), True)
         self.smallest = smallest_eigenvalue(self._factor, band.shape[1])
         self.errors = error_draws(self._factor, num_frames, layer.num_features)
 
@@ -161,7 +184,7 @@ class _Preconditioner:
         return torch.from_numpy(flat).view_as(vector).to(vector)
 
 
-def _factor(band: np.ndarray) -> np.ndarray:
+def banded_factor(band: np.ndarray) -> np.ndarray:
     """Cholesky factor of a band with a little of the identity added: frames that few active units see would leave it
     singular, and a block that was summed in float32 may fall below zero by as much as that rounds."""
     size = band[0].mean()

@@ -75,6 +75,10 @@ class WindowedLayer:
         """Every window of rows that hold the padding already."""
         return rows.unfold(0, self.window, self.stride).transpose(1, 2).flatten(1)
 
+    def turned(self, weight: Float[Tensor, "H C"]) -> Float[Tensor, "H C"]:
+        """A weight, columns sorted by frame, for windows whose frames stand in the opposite order."""
+        return weight.view(len(weight), self.window, self.num_features).flip(1).flatten(1).contiguous()
+
     def held(self, rows: Float[Tensor, "R F"], count: int) -> Float[Tensor, " K"]:
         """What a window that ends `count` frames behind these rows holds of them."""
         return rows[len(rows) + count - self.window :].flatten()
