@@ -221,6 +221,8 @@ def _find_utterances(
         # Equal frames are one direction of the span and many positions, so the rank is no bound; twice it is generous.
         windows = edge.reader.rank if size == 1 and edge.reader.hides_repeats else None
         decoded = decode_frames(edge.reader, first, 2 * edge.reader.rank + layer.window, lambda: frames, windows)
+        if not decoded.complete and len(decoded.features) == edge.unknown:
+            continue  # it leads nowhere, as those do that fit by chance
         each = _Utterance(edge, decoded, _refine_whole(edge, decoded))
         if any(_equal(each.features, other) for other in known):
             continue
