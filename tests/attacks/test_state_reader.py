@@ -162,10 +162,10 @@ def all_came_back(found: Reconstruction, batch: Batch) -> bool:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_states_tell_what_a_saturated_layer_does_not(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequential, "edges_of", lambda *args: edges_of(*args)[int(backwards) :][:1])
-    batch = batch_of(50, 48)
+    batch = batch_of(54, 52)
     found = attacked(with_silent_units(256, 80), batch)
     assert found.diagnostics["layer"] == "recurrence"
-    assert found.diagnostics["rank"] == 96
+    assert found.diagnostics["rank"] == 104
     assert found.diagnostics["backwards"] == [backwards] * 2
     assert found.unique, found.reason
     assert all_came_back(found, batch)

@@ -33,7 +33,7 @@ from overheard.recognition.recogniser import as_recogniser
 
 NAME = "sequential"
 
-ENOUGH = 3.0
+ENOUGH = 2.75
 """Equations for each unknown of a window from which on most guesses of it lead somewhere."""
 TOLD = 2.0
 """Margin of a rank below which it is a guess."""
