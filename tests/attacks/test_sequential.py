@@ -17,7 +17,7 @@ from overheard.attacks.first_windows import first_guesses, first_window
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.registry import run_attack
-from overheard.attacks.window_refinement import _cut, _factor, _gather, mean_hessian, refine
+from overheard.attacks.window_refinement import _gather, banded_factor, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.audit.steps import make_batch
 from overheard.federation.client import ClientSettings
@@ -249,7 +249,7 @@ def test_gathering_is_the_transpose_of_cutting() -> None:
     layer = WindowedLayer("x", torch.arange(12) // 3, torch.arange(12) % 3, 4, 2, 0, 0, 3)
     generator = torch.Generator().manual_seed(0)
     rows, windows = torch.randn(10, 3, generator=generator), torch.randn(4, 12, generator=generator)
-    assert torch.allclose((_cut(rows, layer) * windows).sum(), (rows * _gather(windows, layer, 10)).sum(), atol=1e-5)
+    assert torch.allclose((layer.cut(rows) * windows).sum(), (rows * _gather(windows, layer, 10)).sum(), atol=1e-5)
 
 
 def test_refinement_finds_the_truth_from_beside_it() -> None:
@@ -258,7 +258,7 @@ def test_refinement_finds_the_truth_from_beside_it() -> None:
     rows = functional.pad(batch.features[:, 0].double(), (0, 0, 2, 2))
     start = rows.clone()
     start[2:-2] += 1e-2 * torch.randn(PAST_CAPACITY, 26, generator=torch.Generator().manual_seed(0))
-    block = mean_hessian(span, _cut(start, layer))
+    block = mean_hessian(span, layer.cut(start))
     fit = refine(span, start, (2, 2 + PAST_CAPACITY), layer, block)
     assert (fit.rows - rows).abs().mean() < 1e-3
     assert torch.equal(fit.rows[:2], rows[:2])
@@ -280,6 +280,6 @@ def test_a_slow_start_is_no_obstacle(librispeech: Path) -> None:
 def test_a_hessian_that_rounding_left_indefinite_is_factorised() -> None:
     band = np.zeros((2, 50))
     band[0], band[0, 7] = 1.0, -1e-8
-    assert np.isfinite(_factor(band)).all()
+    assert np.isfinite(banded_factor(band)).all()
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
-        _factor(-band)
+        banded_factor(-band)

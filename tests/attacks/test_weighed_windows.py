@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from builders import batch_of, observe, small_deepspeech1
-from overheard.attacks import sequential, window_leaps
+from overheard.attacks import layer_reader, sequential
 from overheard.attacks.activated_span import ActivatedSpan, _directions, _known_directions, activated_span
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import PointwiseLayer, find_pointwise_layer
 from overheard.attacks.rounding import by_sizes
 from overheard.attacks.span_solver import SpanSolver, WindowEquations, row_space
-from overheard.attacks.window_refinement import _cut, mean_hessian, refine
+from overheard.attacks.window_refinement import mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.benchmarks.closed_form import observed, uneven
 from overheard.speech.batching import Batch
@@ -81,7 +81,7 @@ def test_both_layers_and_weights_go_to_the_rounding_of_the_strongest_windows() -
     truth = functional.pad(batch.features[:, 0].double(), (0, 0, 2, 2))
     start = truth.clone()
     start[2:-2] += 1e-3 * torch.randn(FRAMES, 26, generator=torch.Generator().manual_seed(0))
-    fit = refine(span, start, (2, FRAMES + 2), layer, mean_hessian(span, _cut(start, layer)))
+    fit = refine(span, start, (2, FRAMES + 2), layer, mean_hessian(span, layer.cut(start)))
     error = relative(fit.rows[2:-2], batch)
     assert error < 1e-6
     assert error / 3 < fit.likely_error < 3 * error
@@ -131,7 +131,7 @@ def test_decoding_goes_on_past_windows_that_hardly_count(monkeypatch: pytest.Mon
     sizes = uneven(frames) ** 0.4
     sizes[50:52] = 1e-12
     # So few windows leave a clear gap all the same.
-    monkeypatch.setattr(window_leaps, "CLEAR_MARGIN", math.inf)
+    monkeypatch.setattr(layer_reader, "CLEAR_MARGIN", math.inf)
     observation = observed(model, batch.features[:, 0], sizes)
     generator = torch.Generator().manual_seed(0)
     found = sequential.attack(observation, sequential.SequentialConfig(), generator=generator)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from overheard.attacks.input_span import CLEAR_MARGIN, SIGNAL_TAIL, InputSpan, rounding_outside, spectrum
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import Activation, PointwiseLayer, at_units
 from overheard.attacks.rank import NumericalRank, layer_matrix, precision_of, rank_above_noise, rank_of_spectrum
@@ -18,86 +19,40 @@ from overheard.attacks.sent_entries import SentEntries, all_but_zeros, complete_
 from overheard.attacks.span_solver import row_space
 from overheard.attacks.windows import WindowedLayer
 
-SIGNAL_TAIL = 1e-5
-"""Relative size below which, times the root of their number, the widest gap of singular values ends the signal.
-
-Windows of speech leave no gaps of their own there, and noise up to that size may have been put on the update.
-"""
 GAP = 3.0
 """Margin of the rank below which noise has filled the gap."""
-CLEAR_MARGIN = 100.0
-"""Of the rank, below which rows are tried over their sizes, too."""
 SMALLEST_COLUMN = 0.3
 """Relative to the columns' root mean square."""
 INPUT_ROUNDING = 2.0
 """Relative error of what a layer was shown, in units of the arithmetic's precision: sums of some hundred products."""
 SPARE_DIRECTIONS = 32
 """Random directions beyond the rank from which its span is found."""
-PROBES = 32
-"""Random directions from which the size of the rounding is taken."""
 
 
-@dataclass(frozen=True)
-class ActivatedSpan:
+@dataclass(frozen=True, kw_only=True)
+class ActivatedSpan(InputSpan):
     """What is known of the inputs of the layer behind, and of what they are made of.
 
     Attributes:
         weight: W of the windowed layer, columns sorted by frame, then feature.
         bias: b; zeros where the layer has none.
         activation: phi and its slope.
-        scales: of the columns of a_p, so that the update's errors are alike in all; the last is the constant's.
-        basis: orthonormal rows that span the a_p over the scales.
-        spread: standard deviation that rounding gives to each coordinate outside the span, per unit along each
-            row of `basis`: that of the update's entries over the singular value.
-        affine: whether the layer behind has a bias, so that the constant is one of its inputs.
-        rounding: relative error of the a_p themselves, as the client computed them.
-        found: the rank and its margin.
+        scales: of the columns of a_p, so that the update's errors are alike in all; the last is the constant's. The
+            basis spans the a_p over them.
+        affine: whether the layer behind has a bias, so that the constant is one of its inputs, the last.
     """
 
     weight: Float[Tensor, "H C"]
     bias: Float[Tensor, " H"]
     activation: Activation
     scales: Float[Tensor, " A"]
-    basis: Float[Tensor, "P A"]
-    spread: Float[Tensor, " P"]
     affine: bool
-    rounding: float
-    found: NumericalRank
-
-    @property
-    def num_equations(self) -> int:
-        """Equations that one position gives."""
-        return self.basis.shape[1] - self.basis.shape[0]
 
     def inputs(self, values: Float[Tensor, "*M H"]) -> tuple[Float[Tensor, "*M A"], Float[Tensor, "*M H"]]:
         """(a, slopes) of the windowed layer's outputs, over the scales."""
         activated, slopes = self.activation(values)
         inputs = nn.functional.pad(activated, (0, 1), value=1.0) if self.affine else activated
         return inputs / self.scales, slopes / self.scales[: slopes.shape[-1]]
-
-    def outside(
-        self, inputs: Float[Tensor, "*M A"]
-    ) -> tuple[Float[Tensor, "*M A"], Float[Tensor, "*M"], Float[Tensor, "*M"]]:
-        """(Pi a, its norm, the norm that rounding alone is expected to give it)."""
-        inside = inputs @ self.basis.T
-        rest = inputs - inside @ self.basis
-        expected = (inside * self.spread).norm(dim=-1) * self.num_equations**0.5
-        rounding = max(self.rounding, 8 * torch.finfo(inputs.dtype).eps)
-        return rest, rest.norm(dim=-1), expected + rounding * inputs.norm(dim=-1)
-
-    def single_precision(self) -> "ActivatedSpan":
-        """The same in float32, for the many small steps that need no more."""
-        low = torch.float32
-        return ActivatedSpan(
-            self.weight.to(low), self.bias.to(low), self.activation, self.scales.to(low), self.basis.to(low),
-            self.spread.to(low), self.affine, self.rounding, self.found,
-        )  # fmt: skip
-
-    def sketch(self, count: int, generator: torch.Generator) -> Float[Tensor, "A E"]:
-        """So many random orthonormal equations, one a column."""
-        size = self.basis.shape[1]
-        draw = torch.randn(size, min(count, self.num_equations), generator=generator, dtype=self.basis.dtype)
-        return torch.linalg.qr(draw - self.basis.T @ (self.basis @ draw)).Q
 
 
 def activated_span(
@@ -154,8 +109,18 @@ def activated_span(
                 alive, scales[columns], found, directions = scaled, sizes, other, turned
     basis = torch.zeros(len(directions), matrix.shape[1], dtype=matrix.dtype)
     basis[:, columns] = directions
-    spread = _rounding(alive, directions) / found.singular_values[: len(directions)]
-    return ActivatedSpan(weight, bias, activation, scales, basis, spread, affine, rounding, found)
+    return ActivatedSpan(
+        basis=basis,
+        spread=rounding_outside(alive, directions) / found.singular_values[: len(directions)],
+        found=found,
+        seen=int(columns.sum()),
+        rounding=rounding,
+        weight=weight,
+        bias=bias,
+        activation=activation,
+        scales=scales,
+        affine=affine,
+    )
 
 
 def _by_sizes(matrix: Float[Tensor, "R C"]) -> tuple[Float[Tensor, "R C"], Float[Tensor, " C"]]:
@@ -176,17 +141,14 @@ def _some_units(matrix: Float[Tensor, "R H"], count: int) -> Int[Tensor, " U"]:
 
 def _directions(matrix: Float[Tensor, "R C"]) -> tuple[NumericalRank, Float[Tensor, "P C"]]:
     """The rank, and orthonormal rows that span so many of the strongest directions."""
-    squares, vectors = torch.linalg.eigh(matrix.T @ matrix)
-    # Squaring loses half of float64's digits; what is below is made flat, lest a gap of zeros pass for the widest.
-    least = float(squares[-1:].sum()) * torch.finfo(torch.float64).eps if len(squares) else 0.0
-    values = squares.flip(0).clamp(min=least).sqrt()[: min(matrix.shape)]
+    values, vectors = spectrum(matrix)
     found = rank_of_spectrum(values, SIGNAL_TAIL)
     if found.margin >= CLEAR_MARGIN or found.rank == len(values):
-        return found, vectors.flip(1)[:, : found.rank].T
+        return found, vectors[: found.rank]
     # Noise fills the spectrum's gap. A direction of it does no harm: what a window has of it counts as rounding.
     if found.margin < GAP:
         found = rank_above_noise(values, max(matrix.shape))
-    return found, vectors.flip(1)[:, : min(found.rank + SPARE_DIRECTIONS, len(values))].T
+    return found, vectors[: min(found.rank + SPARE_DIRECTIONS, len(values))]
 
 
 def _known_directions(matrix: Float[Tensor, "R C"], rank: int) -> tuple[NumericalRank, Float[Tensor, "P C"]]:
@@ -222,15 +184,14 @@ def _completed(
     units = completed.columns[order][: len(order) - int(last.sum())]
     found = NumericalRank(completed.rank, completed.margin, torch.cat([values, values.new_zeros(1)]))
     return ActivatedSpan(
-        weight[units], bias[units], at_units(activation, units, len(weight)), whole.new_ones(whole.shape[1]), basis,
-        spread, bool(last.any()), rounding, found,
-    )  # fmt: skip
-
-
-def _rounding(matrix: Float[Tensor, "R C"], basis: Float[Tensor, "P C"]) -> float:
-    """Standard deviation of the entries of what lies outside the span."""
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.randn(matrix.shape[1], PROBES, generator=generator, dtype=matrix.dtype)
-    left = matrix @ (draw - basis.T @ (basis @ draw))
-    degrees = max(1, matrix.shape[1] - len(basis)) * max(1, matrix.shape[0] - len(basis)) * PROBES
-    return float(left.norm()) / degrees**0.5
+        basis=basis,
+        spread=spread,
+        found=found,
+        seen=len(order),
+        rounding=rounding,
+        weight=weight[units],
+        bias=bias[units],
+        activation=at_units(activation, units, len(weight)),
+        scales=whole.new_ones(whole.shape[1]),
+        affine=bool(last.any()),
+    )

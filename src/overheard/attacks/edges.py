@@ -5,7 +5,7 @@ the frames of the windowed layer's weight reversed and the padding ahead and beh
 window may leave spare rows of padding unseen; how many, nobody knows, and each number is an edge of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,27 +13,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.activated_span import ActivatedSpan
-from overheard.attacks.window_fits import StepProblem, step_problem
+from overheard.attacks.layer_reader import LayerReader, step_equations
+from overheard.attacks.reader import Reader
+from overheard.attacks.state_reader import StateReader
+from overheard.attacks.state_span import StateSpans
 from overheard.attacks.windows import WindowedLayer
 
 
 @dataclass(frozen=True)
 class Edge:
-    """One end of every utterance, and what is known of windows as they are read from there.
+    """One end of every utterance, and what windows are read off from there.
 
     Attributes:
-        problem: the span in float32, for steps.
-        span: the same in float64.
-        layer: windows and padding.
+        reader: what all windows are read off.
+        firsts: what the first ones are guessed by.
         backwards: whether time runs from the last frame to the first.
         spare: rows of padding behind the last window, of those utterances that this edge belongs to.
     """
 
-    problem: StepProblem
-    span: ActivatedSpan
-    layer: WindowedLayer
+    reader: Reader
+    firsts: Reader
     backwards: bool = False
     spare: int = 0
+
+    @property
+    def layer(self) -> WindowedLayer:
+        """Windows and padding."""
+        return self.reader.layer
 
     @property
     def unknown(self) -> int:
@@ -57,32 +63,37 @@ class Edge:
         return self.turned(frames)[: self.unknown]
 
 
-def edges_of(span: ActivatedSpan, layer: WindowedLayer, generator: torch.Generator) -> list[Edge]:
-    """The beginning, then each end that padding marks.
+def edges_of(
+    span: ActivatedSpan | None, layer: WindowedLayer, generator: torch.Generator, states: StateSpans | None = None
+) -> list[Edge]:
+    """The beginning, then each end that padding marks, where there are equations enough for a first window.
 
     Args:
-        span: of the layer behind.
+        span: of the layer behind; None where it gives too few equations even for later windows.
         layer: the windowed layer; padding ahead of it.
         generator: of the equations that single steps use.
+        states: of a recurrent layer, by which first windows are guessed then; None where the layer behind will do.
     """
-    forwards = Edge(step_problem(span, layer, generator), span, layer)
-    turned = _turned(span, layer)
-    backwards = [
-        replace(layer, before=layer.after - spare, after=layer.before)
-        for spare in range(layer.stride)
-        if layer.after - spare > 0
-    ]
-    ends = [
-        Edge(replace(forwards.problem, span=turned.single_precision()), turned, each, True, spare)
-        for spare, each in enumerate(backwards)
-        if span.num_equations > (each.window - each.before) * each.num_features
-    ]
-    return [forwards, *ends]
+    equations = None if span is None else step_equations(span, layer, generator)
+    edges = []
+    for backwards, spare, each in [(False, 0, layer), *((True, spare, end) for spare, end in _ends(layer))]:
+        readers: list[Reader] = []
+        own = None if states is None else states.backwards if backwards else states.forwards
+        if own is not None and own.num_moving > each.first_unknowns:
+            readers.append(StateReader(own.turned(layer) if backwards else own, each))
+        if span is not None and equations is not None and (readers or span.num_moving > each.first_unknowns):
+            turned = replace(span, weight=layer.turned(span.weight)) if backwards else span
+            readers.append(LayerReader(turned, each, equations))
+        if readers:
+            edges.append(Edge(readers[-1], readers[0], backwards, spare))
+    return edges
 
 
-def _turned(span: ActivatedSpan, layer: WindowedLayer) -> ActivatedSpan:
-    weight = span.weight.view(len(span.weight), layer.window, layer.num_features)
-    return replace(span, weight=weight.flip(1).flatten(1).contiguous())
+def _ends(layer: WindowedLayer) -> Iterator[tuple[int, WindowedLayer]]:
+    """Rows of padding that utterances may leave unseen, and the layer as it sees those that are read from their end."""
+    for spare in range(layer.stride):
+        if layer.after - spare > 0:
+            yield spare, replace(layer, before=layer.after - spare, after=layer.before)
 
 
 def known_firsts(edge: Edge, utterances: Sequence[Float[Tensor, "_ F"]]) -> list[Float[Tensor, "K F"]]:

@@ -13,11 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.edges import Edge
-from overheard.attacks.frame_decoding import is_zero, same_frames, windows_of
+from overheard.attacks.frame_decoding import is_zero, same_frames
 from overheard.attacks.observation import Observation
 from overheard.attacks.rank import layer_matrix
-from overheard.attacks.window_fits import ABOVE_ROUNDING, WRONG, Fit, fit_window
-from overheard.attacks.window_refinement import mean_hessian, refine
+from overheard.attacks.window_fit import ABOVE_ROUNDING, WRONG, Fit
 from overheard.attacks.windows import WindowedLayer
 
 NEAR = 1e-2
@@ -40,9 +39,8 @@ def first_window(
         start: the guess.
         known: first windows at this edge that were found before.
     """
-    padding = edge.layer.before * edge.layer.num_features
-    weight = edge.problem.span.weight[:, padding:].contiguous()
-    fit = fit_window(edge.problem, edge.problem.span.bias, weight, start.flatten().float())
+    padding = torch.zeros(edge.layer.before, edge.layer.num_features)
+    fit = edge.firsts.newest(padding, edge.unknown)(start.flatten().float())
     frames = fit.unknowns.view(-1, edge.layer.num_features)
     if _distance(frames, known) <= (NEAR if fit.accepted else SLOW):
         return None
@@ -66,8 +64,7 @@ def _polished(edge: Edge, fit: Fit) -> Float[Tensor, "K F"] | None:
         return None
     layer = edge.layer
     rows = torch.nn.functional.pad(fit.unknowns.view(-1, layer.num_features), (0, 0, layer.before, 0))
-    block = mean_hessian(edge.problem.span, windows_of(rows, layer))
-    polished = refine(edge.span, rows, (layer.before, len(rows)), layer, block)
+    polished = edge.reader.polished(rows, (layer.before, len(rows)), ended=False)
     return polished.rows[layer.before :].to(rows) if float(polished.left.max()) <= ABOVE_ROUNDING else None
 
 

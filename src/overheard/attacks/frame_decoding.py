@@ -1,9 +1,9 @@
-"""Frame after frame out of an `ActivatedSpan`: every window adds a few unknown frames to frames that are known.
+"""Frame after frame out of a layer's span: every window adds a few unknown frames to frames that are known.
 
 The zero padding ahead of an utterance leaves its first window fewer unknowns than equations, and each later window has
-only its newest frames unknown (`window_fits`). Errors of older frames enter the newest ones: where they show, or a
-window tells too little, the last frames are fitted anew together. Frames decode to zeros in the padding behind the
-utterance: this is how its end shows.
+only its newest frames unknown. Errors of older frames enter the newest ones: where they show, or a window tells too
+little, the last frames are fitted anew together. Frames decode to zeros in the padding behind the utterance: this is
+how its end shows.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overheard.attacks.activated_span import ActivatedSpan
-from overheard.attacks.window_fits import ABOVE_ROUNDING, Fit, StepProblem, fit_window
+from overheard.attacks.reader import Reader
+from overheard.attacks.window_fit import ABOVE_ROUNDING, Fit
 from overheard.attacks.window_leaps import leaps
-from overheard.attacks.window_refinement import mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer
 
 DRIFT = 5.0
@@ -33,6 +32,8 @@ SAME = 1e-3
 WAYS_TRIED = 48
 """Guesses of what follows a run of equal frames, besides those of every window."""
 
+LAST_STEPS = 4
+"""Of Gauss-Newton at most where the last frames are fitted together."""
 MISCOUNTED = 2
 """Windows by which the rank may be off."""
 OLDER_STARTS = 8
@@ -57,8 +58,7 @@ class DecodedFrames:
 
 
 def decode_frames(
-    problem: StepProblem,
-    layer: WindowedLayer,
+    reader: Reader,
     first: Float[Tensor, "K F"],
     longest: int,
     more_starts: Callable[[], list[Float[Tensor, "S F"]]],
@@ -67,21 +67,18 @@ def decode_frames(
     """All frames of the utterance that starts with `first`.
 
     Args:
-        problem: the span.
-        layer: the windowed layer.
+        reader: what they are read off.
         first: frames of its first window, padding left out.
         longest: positions after which to give up.
         more_starts: guesses of the newest frames of a window, asked for where those of the decoder's own fail.
         num_windows: different windows that the utterance has, where that is known.
     """
+    layer = reader.layer
     features, stride = layer.num_features, layer.stride
-    known = (layer.window - stride) * features
-    older, newest = problem.span.weight[:, :known].contiguous(), problem.span.weight[:, known:].contiguous()
     rows = torch.cat([torch.zeros(layer.before, features), first])
-    # So many rows of padding are in the last window, whatever the length.
-    padding = layer.after - stride + 1
+    # So many rows of padding are in the last window that is read, whatever the length.
+    padding = layer.after - stride * (1 + reader.unseen) + 1
     repeats, refits, fitted = 0, 0, len(rows)
-    blocks = _Blocks(problem.span, layer)
     ways = _Ways()
     while (position := (len(rows) - layer.window) // stride + 1) < longest:
         if padding > 0 and len(rows) > layer.before + padding and is_zero(rows[-padding:], rows):
@@ -91,21 +88,18 @@ def decode_frames(
             rows, repeats = rows[: ways.place], repeats - 1
             fitted = min(fitted, len(rows))
             continue
-        offset = older @ rows[position * stride :].flatten() + problem.span.bias
-        filled = position > 1 and same_frames(rows[-layer.window : -stride], rows[-layer.window + stride :])
+        fit_from = reader.newest(rows, stride)
+        filled = reader.hides_repeats and position > 1
+        filled = filled and same_frames(rows[-layer.window : -stride], rows[-layer.window + stride :])
         starts = chain(_starts(rows, layer, filled, more_starts), ways.apart(rows[-stride:]) if filled else ())
         tried: list[Fit] = []
-        accepted = (each for each in _tries(problem, offset, newest, starts, tried) if each.accepted)
+        accepted = (each for each in _tries(fit_from, starts, tried) if each.accepted)
         fit = ways.out(accepted, rows, (stride, features)) if filled else next(accepted, None)
         if fit is None and fitted == len(rows):
             nearest = min(tried, key=lambda each: each.residual / each.size)
             longer = torch.cat([rows, nearest.unknowns.view(stride, features)])
             # Older frames may be off, or the newest window not be in the span.
-            block = blocks.now(rows)
-            mended = (
-                _fit_last(problem.span, layer, each, min(fitted, len(each)), block)
-                for each in chain([longer], leaps(problem, layer, rows))
-            )
+            mended = (_fit_last(reader, each, min(fitted, len(each))) for each in chain([longer], leaps(reader, rows)))
             found = next((each for each, left in mended if left <= ABOVE_ROUNDING), None)
             if found is None:
                 break
@@ -117,23 +111,19 @@ def decode_frames(
         drifts = fit is not None and fit.residual > DRIFT * fit.expected and len(rows) - fitted >= layer.window
         # Alone, a window that tells little would hand on more and more wrong frames.
         if fit is None or drifts or fit.expected > WEAK * fit.size:
-            rows, _ = _fit_last(problem.span, layer, rows, fitted, blocks.now(rows))
+            rows, _ = _fit_last(reader, rows, fitted)
             fitted, refits = len(rows), refits + 1
-    end = _end(problem.span, layer, rows, blocks.now(rows)) if layer.after else None
+    end = _end(reader, rows) if layer.after else None
     decoded = rows[layer.before :] if end is None else end[layer.before : len(end) - layer.after]
     return DecodedFrames(decoded.double(), end is not None, repeats, refits)
 
 
 def _tries(
-    problem: StepProblem,
-    offset: Float[Tensor, " H"],
-    newest: Float[Tensor, "H U"],
-    starts: Iterator[Float[Tensor, "S F"]],
-    tried: list[Fit],
+    fit_from: Callable[[Float[Tensor, " U"]], Fit], starts: Iterator[Float[Tensor, "S F"]], tried: list[Fit]
 ) -> Iterator[Fit]:
     """Fits of a window from one start after another, which are also kept."""
     for start in starts:
-        tried.append(fit_window(problem, offset, newest, start.flatten()))
+        tried.append(fit_from(start.flatten()))
         yield tried[-1]
 
 
@@ -181,42 +171,25 @@ class _Ways:
             yield last + (0.5 * 2 ** (index % 3)) * size * (guess / guess.norm()).view_as(last)
 
 
-class _Blocks:
-    """The mean Hessian of the windows so far, taken anew whenever their number has doubled."""
-
-    def __init__(self, span: ActivatedSpan, layer: WindowedLayer) -> None:
-        self._span, self._layer = span, layer
-        self._block: Tensor | None = None
-        self._taken = 0
-
-    def now(self, rows: Float[Tensor, "R F"]) -> Float[Tensor, "C C"]:
-        if self._block is None or len(rows) >= 2 * self._taken:
-            self._block, self._taken = mean_hessian(self._span, windows_of(rows, self._layer)), len(rows)
-        return self._block
-
-
-def _end(
-    span: ActivatedSpan, layer: WindowedLayer, rows: Float[Tensor, "R F"], block: Float[Tensor, "C C"]
-) -> Float[Tensor, "E F"] | None:
+def _end(reader: Reader, rows: Float[Tensor, "R F"]) -> Float[Tensor, "E F"] | None:
     """Rows up to and with the padding behind the utterance; None where no length near the last row fits.
 
     Each length puts zeros behind its last frame and fits the frames before it: rounding alone must be left.
     """
-    overlap = layer.window - layer.stride
+    layer = reader.layer
     best, least = None, DRIFT
-    for length in range(max(layer.before + 1, len(rows) - layer.after), len(rows) + 1):
+    # One frame, and one more for each position that is not seen.
+    shortest = layer.before + 1 + reader.unseen * layer.stride
+    for length in range(max(shortest, len(rows) - layer.after), len(rows) + 1):
         ended = torch.nn.functional.pad(rows[:length], (0, 0, 0, layer.after))
         spare = (len(ended) - layer.window) % layer.stride
         held = ended[: len(ended) - spare]
         free = max(layer.before, len(held) - layer.after - 2 * layer.window)
-        free += (len(held) - free) % layer.stride
-        slab = held[max(0, free - overlap) :]
-        first = len(slab) - (len(held) - free)
-        fit = refine(span, slab, (first, len(slab) - layer.after + spare), layer, block, steps=3)
+        fit = reader.together(held, (free, len(held) - layer.after + spare), ended=True, steps=3)
         if fit.excess < least:
             # A last frame of zeros fits as well as none, or by chance a little better.
             least = LONGER * fit.excess
-            best = torch.cat([held[: len(held) - len(slab)], fit.rows, ended[len(held) :]])
+            best = torch.cat([fit.rows, ended[len(held) :]])
     return best
 
 
@@ -240,22 +213,12 @@ def _starts(
     yield from more_starts()
 
 
-def windows_of(rows: Float[Tensor, "R F"], layer: WindowedLayer) -> Float[Tensor, "P C"]:
-    """Every window of the rows, padding included."""
-    return rows.unfold(0, layer.window, layer.stride).transpose(1, 2).flatten(1)
-
-
-def _fit_last(
-    span: ActivatedSpan, layer: WindowedLayer, rows: Float[Tensor, "R F"], fitted: int, block: Float[Tensor, "C C"]
-) -> tuple[Float[Tensor, "R F"], float]:
+def _fit_last(reader: Reader, rows: Float[Tensor, "R F"], fitted: int) -> tuple[Float[Tensor, "R F"], float]:
     """Frames since the last such fit, and two windows before them, fitted together, and what the newest window leaves
     over rounding; those before stay."""
-    overlap = layer.window - layer.stride
-    free = max(overlap, fitted - 2 * layer.window)
-    free += (len(rows) - free) % layer.stride
-    slab = rows[free - overlap :]
-    fit = refine(span, slab, (overlap, len(slab)), layer, block)
-    return torch.cat([rows[: free - overlap], fit.rows]), float(fit.left[-1])
+    free = max(reader.layer.before, fitted - 2 * reader.layer.window)
+    fit = reader.together(rows, (free, len(rows)), ended=False, steps=LAST_STEPS)
+    return fit.rows, float(fit.left[-1])
 
 
 def is_zero(frames: Float[Tensor, "K F"], rows: Float[Tensor, "R F"]) -> bool:

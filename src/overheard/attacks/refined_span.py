@@ -10,7 +10,6 @@ from dataclasses import replace
 from torch.nn import functional
 
 from overheard.attacks.activated_span import ActivatedSpan, activated_span
-from overheard.attacks.frame_decoding import windows_of
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.span_solver import SpanSolution
@@ -49,7 +48,7 @@ def refined(observation: Observation, layer: WindowedLayer, solutions: list[Span
 def _refined(span: ActivatedSpan, layer: WindowedLayer, solution: SpanSolution) -> SpanSolution:
     rows = functional.pad(solution.features, (0, 0, layer.before, layer.after))
     last = layer.before + len(solution.features)
-    block = mean_hessian(span.single_precision(), windows_of(rows, layer).float())
+    block = mean_hessian(span.single_precision(), layer.cut(rows).float())
     found = refine(span, rows, (layer.before, last), layer, block, first_layer=solution.equations)
     if found.excess > LARGEST_REST or found.likely_error >= solution.likely_error:
         return solution

@@ -4,7 +4,9 @@ An utterance of more windows than the closed form of `span` can take saturates t
 still spans one direction for each window while there are fewer than its inputs. Its equations are not linear in the
 speech, but each window adds few unknowns to those before it (`frame_decoding`); all frames are then fitted together
 (`window_refinement`). The length shows itself by the padding behind the utterance. The utterances of a batch each have
-padding of their own at both ends (`edges`), and are decoded one by one, from the end that shows first.
+padding of their own at both ends (`edges`), and are decoded one by one, from the end that shows first. Where that layer
+has few equations left, the states of a recurrent layer behind it give more (`state_span`): to first windows, and
+to all where it is saturated too.
 """
 
 from collections.abc import Sequence
@@ -19,16 +21,22 @@ from torch import Tensor
 from overheard.attacks.activated_span import ActivatedSpan, activated_span
 from overheard.attacks.edges import Edge, edges_of, known_firsts
 from overheard.attacks.first_windows import about_mean, first_guesses, first_window, mean_frame
-from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, same_frames, windows_of
+from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, same_frames
+from overheard.attacks.input_span import InputSpan
 from overheard.attacks.observation import Observation, Reconstruction, errors_of
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.repeated_frames import Restored, restore_repeats
-from overheard.attacks.window_refinement import Refinement, mean_hessian, refine
+from overheard.attacks.state_span import StateSpans, state_spans
+from overheard.attacks.window_refinement import Refinement
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
 
 NAME = "sequential"
 
+ENOUGH = 2.75
+"""Equations for each unknown of a window from which on most guesses of it lead somewhere."""
+TOLD = 2.0
+"""Margin of a rank below which it is a guess."""
 MORE_STARTS = 24
 """Random frames that are tried where a decoder's own guesses of the next one fail."""
 
@@ -66,31 +74,59 @@ def attack(observation: Observation, config: SequentialConfig, *, generator: tor
     span = activated_span(observation, layer, behind)
     if span is None:
         return Reconstruction(NAME, reason=f"the update holds no weight of {behind.name}", settings=settings)
+    if span.found.rank == 0:
+        return Reconstruction(NAME, reason=f"the update of {behind.name} is zero", settings=settings)
+    later, states = _enough(observation, layer, span, generator)
+    name, read = (behind.name, span) if later is not None or states is None else (states.name, states.forwards)
     diagnostics: dict[str, Any] = {
-        "layer": behind.name,
+        "layer": name,
+        "layer_of_first_windows": behind.name if states is None else states.name,
         "windowed_layer": layer.name,
-        "rank": span.found.rank,
-        "rank_margin": span.found.margin,
+        "rank": read.found.rank,
+        "rank_margin": read.found.margin,
     }
-    failure = _beyond_reach(span, layer, behind.name)
+    failure = _beyond_reach(read, span if states is None else states.forwards, layer, name)
     if failure is not None:
         return Reconstruction(NAME, reason=failure, settings=settings, diagnostics=diagnostics)
-    return _decode(observation, config, layer, span, generator, diagnostics)
+    edges = edges_of(later, layer, generator, states)
+    return _decode(observation, config, edges, generator, diagnostics)
 
 
-def _beyond_reach(span: ActivatedSpan, layer: WindowedLayer, name: str) -> str | None:
-    """Why decoding cannot be tried, or None."""
-    if span.found.rank == 0:
-        return f"the update of {name} is zero"
-    if span.found.rank >= len(span.found.singular_values):
+def _enough(
+    observation: Observation, layer: WindowedLayer, span: ActivatedSpan, generator: torch.Generator
+) -> tuple[ActivatedSpan | None, StateSpans | None]:
+    """What later windows and first windows are read off beside each other.
+
+    First windows want states, where they tell how many there are, unless the layer behind has equations enough; later
+    ones want that layer, whose equations are linear but for its activation, unless it is saturated or nearly so.
+    """
+    if span.num_moving >= ENOUGH * layer.first_unknowns:
+        return span, None
+    states = state_spans(observation, layer, generator)
+    if states is None or states.margin < TOLD:
+        return span, None
+    windows = max(span.found.rank, states.num_positions(observation.update.protocol.num_utterances))
+    enough = span.seen - windows >= ENOUGH * layer.stride * layer.num_features
+    return (span if enough and windows < len(span.found.singular_values) else None), states
+
+
+def _beyond_reach(span: InputSpan, firsts: InputSpan, layer: WindowedLayer, name: str) -> str | None:
+    """Why decoding cannot be tried, or None.
+
+    Args:
+        span: what later windows are read off.
+        firsts: what first windows are.
+        layer: the windowed layer.
+        name: of the layer that gives the span away.
+    """
+    if span.found.rank >= min(len(span.found.singular_values), span.seen):
         return f"past the capacity: the update of {name} has full rank {span.found.rank}, more than its inputs span"
     if layer.before == 0:
         return f"no padding ahead of an utterance marks the first window of {layer.name}"
-    unknowns = (layer.window - layer.before) * layer.num_features
-    if span.num_equations <= unknowns:
+    if firsts.num_moving <= layer.first_unknowns:
         return (
-            f"past the capacity: {name} was shown {span.found.rank} windows, which leaves {span.num_equations} "
-            f"equations for the {unknowns} unknowns of the first"
+            f"past the capacity: {name} was shown {span.found.rank} windows, which leaves {firsts.num_moving} "
+            f"equations for the {layer.first_unknowns} unknowns of the first"
         )
     return None
 
@@ -98,18 +134,17 @@ def _beyond_reach(span: ActivatedSpan, layer: WindowedLayer, name: str) -> str |
 def _decode(
     observation: Observation,
     config: SequentialConfig,
-    layer: WindowedLayer,
-    span: ActivatedSpan,
+    edges: list[Edge],
     generator: torch.Generator,
     diagnostics: dict[str, Any],
 ) -> Reconstruction:
     size = observation.update.protocol.num_utterances
-    found, guesses = _find_utterances(observation, config, layer, span, generator)
+    found, guesses = _find_utterances(observation, config, edges, generator)
     decoded, refined = [each.decoded for each in found], [each.refined for each in found]
     complete = [one for one, frames in zip(refined, decoded, strict=True) if frames.complete]
     unique = len(complete) == size and max(one.predicted_error for one in complete) <= config.tolerance
     features = tuple(each.features for each in found)
-    restored = restore_repeats(observation, features, layer.window) if unique else Restored(features)
+    restored = restore_repeats(observation, features, edges[0].layer.window) if unique else Restored(features)
     diagnostics |= {
         "lengths": [len(features) for features in restored.features],
         "complete": [frames.complete for frames in decoded],
@@ -157,8 +192,7 @@ class _Utterance:
 def _find_utterances(
     observation: Observation,
     config: SequentialConfig,
-    layer: WindowedLayer,
-    span: ActivatedSpan,
+    edges: list[Edge],
     generator: torch.Generator,
 ) -> tuple[list[_Utterance], int]:
     """Utterances, whole ones first, at most as many as the batch has; and how many guesses it took.
@@ -167,7 +201,7 @@ def _find_utterances(
     come from the other.
     """
     size = observation.update.protocol.num_utterances
-    edges = edges_of(span, layer, generator)
+    layer = edges[0].layer
     mean = mean_frame(observation, layer)
     whole: list[_Utterance] = []
     lost: list[_Utterance] = []
@@ -185,10 +219,10 @@ def _find_utterances(
         if first is None:
             continue
         # Equal frames are one direction of the span and many positions, so the rank is no bound; twice it is generous.
-        windows = span.found.rank if size == 1 else None
-        decoded = decode_frames(
-            edge.problem, edge.layer, first, 2 * span.found.rank + layer.window, lambda: frames, windows
-        )
+        windows = edge.reader.rank if size == 1 and edge.reader.hides_repeats else None
+        decoded = decode_frames(edge.reader, first, 2 * edge.reader.rank + layer.window, lambda: frames, windows)
+        if not decoded.complete and len(decoded.features) == edge.unknown:
+            continue  # it leads nowhere, as those do that fit by chance
         each = _Utterance(edge, decoded, _refine_whole(edge, decoded))
         if any(_equal(each.features, other) for other in known):
             continue
@@ -213,8 +247,7 @@ def _refine_whole(edge: Edge, found: DecodedFrames) -> Refinement:
     """All frames together, with the padding behind them where it was reached."""
     layer = edge.layer
     rows = torch.nn.functional.pad(found.features, (0, 0, layer.before, layer.after if found.complete else 0))
-    block = mean_hessian(edge.problem.span, windows_of(rows, layer).float())
-    return refine(edge.span, rows, (layer.before, layer.before + len(found.features)), layer, block)
+    return edge.reader.polished(rows, (layer.before, layer.before + len(found.features)), found.complete)
 
 
 def _reason(decoded: list[DecodedFrames], size: int, unique: bool) -> str | None:

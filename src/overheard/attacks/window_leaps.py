@@ -10,35 +10,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overheard.attacks.activated_span import CLEAR_MARGIN
-from overheard.attacks.window_fits import WRONG, StepProblem, fit_window
-from overheard.attacks.windows import WindowedLayer
+from overheard.attacks.reader import Reader
+from overheard.attacks.window_fit import WRONG
 
 BACK = (0, 2, 4)
 """Windows that are given up before a leap: the last ones may have been accepted for want of equations."""
 
 
-def leaps(problem: StepProblem, layer: WindowedLayer, rows: Float[Tensor, "R F"]) -> Iterator[Float[Tensor, "S F"]]:
+def leaps(reader: Reader, rows: Float[Tensor, "R F"]) -> Iterator[Float[Tensor, "S F"]]:
     """Longer rows whose newest window is nearly in the span, the shortest leaps first; none where the rank is clear.
 
     Args:
-        problem: the span.
-        layer: the windowed layer.
+        reader: of the span.
         rows: decoded frames and the padding before them, up to the last whole window.
     """
-    if problem.span.found.margin >= CLEAR_MARGIN:
+    if reader.clear:
         return
-    stride, features, weight = layer.stride, layer.num_features, problem.span.weight
-    most = (layer.window - max(layer.before, stride)) // stride
+    layer = reader.layer
+    most = (layer.window - max(layer.before, layer.stride)) // layer.stride
     for back in BACK:
-        kept = rows[: len(rows) - back * stride]
+        kept = rows[: len(rows) - back * layer.stride]
         if len(kept) < layer.window:
             return
         for count in range(back + 2, most + 1):
-            known = layer.window - count * stride
-            offset = weight[:, : known * features] @ kept[len(kept) - known :].flatten() + problem.span.bias
-            newest = weight[:, known * features :].contiguous()
+            frames = count * layer.stride
+            fit_from = reader.newest(kept, frames)
             for frame in (kept[-1], kept[layer.before :].mean(dim=0)):
-                fit = fit_window(problem, offset, newest, frame.repeat(count * stride))
+                fit = fit_from(frame.repeat(frames))
                 if fit.residual <= WRONG * fit.size:
-                    yield torch.cat([kept, fit.unknowns.view(count * stride, features)])
+                    yield torch.cat([kept, fit.unknowns.view(frames, layer.num_features)])

@@ -60,6 +60,10 @@ class Refinement:
     errors: Float[Tensor, "D T F"]
     iterations: int
 
+    def behind(self, rows: Float[Tensor, "B F"]) -> "Refinement":
+        """The same with rows ahead of its own."""
+        return replace(self, rows=torch.cat([rows.to(self.rows), self.rows]))
+
     @property
     def excess(self) -> float:
         """Root mean square of what windows leave over rounding, outliers cut down."""
@@ -130,12 +134,35 @@ def refine(
         else:
             after = replace(after, weights=state.weights)
         rows, state = moved, after
-    noise = state.square / equations
-    error = (noise / (ritz * preconditioner.smallest)) ** 0.5
-    errors = noise**0.5 * preconditioner.errors
-    likely = float(errors.square().mean().sqrt())
-    size = max(float(rows[first:last].square().mean().sqrt()), 1e-300)
-    return Refinement(rows, state.residual, state.left, error / size, likely / size, errors, iterations)
+    smallest = ritz * preconditioner.smallest
+    noise, draws = state.square / equations, preconditioner.errors
+    return summed_up(rows, free, (state.residual, state.left), noise, smallest, draws, iterations)
+
+
+def summed_up(
+    rows: Float[Tensor, "R F"],
+    free: tuple[int, int],
+    left: tuple[float, Float[Tensor, " P"]],
+    noise: float,
+    smallest: float,
+    draws: Float[Tensor, "D T F"],
+    iterations: int,
+) -> Refinement:
+    """What a least-squares fit says of itself.
+
+    Args:
+        rows: fixed and free frames.
+        free: first free frame, and the one behind the last.
+        left: root mean square of what lies outside the span, relative to the inputs, and of each window over rounding.
+        noise: variance of an equation's error.
+        smallest: eigenvalue of the Hessian.
+        draws: errors that residuals of unit variance cause.
+        iterations: that it took.
+    """
+    errors = noise**0.5 * draws
+    size = max(float(rows[free[0] : free[1]].square().mean().sqrt()), 1e-300)
+    likely, worst = float(errors.square().mean().sqrt()), (noise / smallest) ** 0.5
+    return Refinement(rows, *left, worst / size, likely / size, errors, iterations)
 
 
 @dataclass(frozen=True)
@@ -184,19 +211,15 @@ class _State:
 def _state(
     span: ActivatedSpan, rows: Float[Tensor, "R F"], layer: WindowedLayer, first_layer: WindowEquations | None
 ) -> _State:
-    windows = _cut(rows, layer)
+    windows = layer.cut(rows)
     inputs, slopes = span.inputs(windows @ span.weight.T + span.bias)
     rest, norms, expected = span.outside(inputs)
     weights = span.num_equations / torch.maximum(expected, norms / OUTLIER).square()
     return _State(windows, rest, slopes, weights, norms / expected, float(norms.norm() / inputs.norm()), first_layer)
 
 
-def _cut(rows: Float[Tensor, "R F"], layer: WindowedLayer) -> Float[Tensor, "P C"]:
-    return rows.unfold(0, layer.window, layer.stride).transpose(1, 2).flatten(1)
-
-
 def _gather(windows: Float[Tensor, "P C"], layer: WindowedLayer, num_rows: int) -> Float[Tensor, "R F"]:
-    """Transpose of `_cut`: each row's sum over the windows that hold it."""
+    """Transpose of `WindowedLayer.cut`: each row's sum over the windows that hold it."""
     rows = windows.new_zeros(num_rows, layer.num_features)
     places = windows.view(len(windows), layer.window, layer.num_features)
     for place in range(layer.window):
@@ -213,7 +236,7 @@ class _Preconditioner:
         if state.first_layer is not None:
             own = state.first_layer
             band += normal_equations(own.projector.float(), layer, num_frames, own.weights.float())[0]
-        self._factor, self._shape = (_factor(band), True), (num_frames, layer.num_features)
+        self._factor, self._shape = (banded_factor(band), True), (num_frames, layer.num_features)
 
     @property
     def smallest(self) -> float:
@@ -228,7 +251,7 @@ class _Preconditioner:
         return torch.from_numpy(flat).view_as(vector).to(vector)
 
 
-def _factor(band: np.ndarray) -> np.ndarray:
+def banded_factor(band: np.ndarray) -> np.ndarray:
     """Cholesky factor of a band with a little added to its diagonal: frames that few active units see would leave it
     singular, and a block that was summed in float32 may fall below zero by as much as that rounds."""
     for little in SHIFTS:
@@ -260,7 +283,7 @@ def _conjugate_gradients(
     def product(vector: Tensor) -> Tensor:
         rows = torch.zeros(num_rows, layer.num_features)
         rows[first : first + len(vector)] = vector
-        return _gather(operate(_cut(rows, layer)), layer, num_rows)[first : first + len(vector)]
+        return _gather(operate(layer.cut(rows)), layer, num_rows)[first : first + len(vector)]
 
     left = right.float()
     solution = torch.zeros_like(left)

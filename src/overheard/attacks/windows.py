@@ -49,6 +49,11 @@ class WindowedLayer:
         """Most positions at which the closed form is determined: (k - s) F."""
         return (self.window - self.stride) * self.num_features
 
+    @property
+    def first_unknowns(self) -> int:
+        """Numbers of the first window that are no padding."""
+        return (self.window - self.before) * self.num_features
+
     def num_positions(self, num_frames: int) -> int:
         """P for an utterance of so many frames."""
         return max(0, (num_frames + self.before + self.after - self.window) // self.stride + 1)
@@ -64,8 +69,23 @@ class WindowedLayer:
 
     def windows(self, features: Float[Tensor, "T F"]) -> Float[Tensor, "P C"]:
         """What the layer is shown, columns sorted by frame, then feature."""
-        padded = nn.functional.pad(features, (0, 0, self.before, self.after))
-        return padded.unfold(0, self.window, self.stride).transpose(1, 2).flatten(1)
+        return self.cut(nn.functional.pad(features, (0, 0, self.before, self.after)))
+
+    def cut(self, rows: Float[Tensor, "R F"]) -> Float[Tensor, "P C"]:
+        """Every window of rows that hold the padding already."""
+        return rows.unfold(0, self.window, self.stride).transpose(1, 2).flatten(1)
+
+    def turned(self, weight: Float[Tensor, "H C"]) -> Float[Tensor, "H C"]:
+        """A weight, columns sorted by frame, for windows whose frames stand in the opposite order."""
+        return weight.view(len(weight), self.window, self.num_features).flip(1).flatten(1).contiguous()
+
+    def held(self, rows: Float[Tensor, "R F"], count: int) -> Float[Tensor, " K"]:
+        """What a window that ends `count` frames behind these rows holds of them."""
+        return rows[len(rows) + count - self.window :].flatten()
+
+    def first_that_holds(self, row: int) -> int:
+        """Position of the first window that holds this row of frames and padding."""
+        return max(0, -((self.window - 1 - row) // self.stride))
 
 
 def find_windowed_layer(model: nn.Module, num_features: int) -> WindowedLayer | None:
