@@ -62,7 +62,10 @@ ATTACKS = {
 
 AUTO = "auto"
 """Every attack but the slow ones, in the registry's order, until one brings back what it does not doubt; where all
-doubt, the last that brings back most."""
+doubt, the last that brings back most and explains it."""
+
+LARGEST_REST = 0.1
+"""Residual, relative to what a layer was shown, from which on features do not explain it."""
 
 
 def config_of(name: str, options: dict[str, Any]) -> Any:
@@ -124,7 +127,7 @@ def run_attack(
             tried[each] = found.reason
             if found.features and found.unique is not False:
                 break
-            if found.features and (doubtful is None or _amount(found) >= _amount(doubtful)):
+            if found.features and (doubtful is None or (_fits(found) and _amount(found) >= _amount(doubtful))):
                 doubtful = found
         else:
             if doubtful is None:
@@ -139,6 +142,11 @@ def run_attack(
         seconds=meter.seconds,
         peak_mb=meter.peak_mb,
     )
+
+
+def _fits(found: Reconstruction) -> bool:
+    """Whether features leave little of what the layer that told them was shown, where the attack says how much."""
+    return max(found.diagnostics.get("residuals") or [0.0]) <= LARGEST_REST
 
 
 def _amount(found: Reconstruction) -> tuple[int, int]:
