@@ -71,7 +71,8 @@ def decode_frames(
         first: frames of its first window, padding left out.
         longest: positions after which to give up.
         more_starts: guesses of the newest frames of a window, asked for where those of the decoder's own fail.
-        num_windows: different windows that the utterance has, where that is known.
+        num_windows: different windows that the utterance has, where that is known; windows that the span lacks are
+            leapt over only then.
     """
     layer = reader.layer
     features, stride = layer.num_features, layer.stride
@@ -99,7 +100,9 @@ def decode_frames(
             nearest = min(tried, key=lambda each: each.residual / each.size)
             longer = torch.cat([rows, nearest.unknowns.view(stride, features)])
             # Older frames may be off, or the newest window not be in the span.
-            mended = (_fit_last(reader, each, min(fitted, len(each))) for each in chain([longer], leaps(reader, rows)))
+            # In a batch, a first window that fits by chance leads here, too, and no leap out of it anywhere.
+            further = chain([longer], () if num_windows is None else leaps(reader, rows))
+            mended = (_fit_last(reader, each, min(fitted, len(each))) for each in further)
             found = next((each for each, left in mended if left <= ABOVE_ROUNDING), None)
             if found is None:
                 break
