@@ -45,6 +45,22 @@ LAYERS = {
 }  # fmt: skip
 """What each part may import besides itself and the version."""
 
+ATTACK_LAYERS = {
+    "entries": set(),
+    "spans": {"entries"},
+    "noise": {"spans", "entries"},
+    "decoding": {"spans"},
+    "words": set(),
+    "gradient_matching": {"spans"},
+    "certificates": {"words", "gradient_matching"},
+    "deepspeech2": set(),
+}
+"""Which folders of attacks each of them may import, besides what all see: `ATTACK_BASE`."""
+ATTACK_BASE = {
+    "conjugate_gradients", "observation", "output_layer", "pointwise", "rank", "received_update", "windows",
+}  # fmt: skip
+"""Files beside the folders that hold no attack."""
+
 BEHIND_THE_WALL = ("overheard.speech.corpus", "overheard.speech.synthetic", "overheard.metrics", "overheard.audit")
 """Where truth is; no attack may import it."""
 
@@ -82,6 +98,18 @@ def test_imports_point_one_way(path: Path) -> None:
         assert allowed, f"{path.name} in {part} imports {name}"
 
 
+ATTACKS = SOURCE / "attacks"
+
+
+@pytest.mark.parametrize("path", sorted(ATTACKS.rglob("*/*.py")), ids=lambda path: str(path.relative_to(ATTACKS)))
+def test_folders_of_attacks_import_one_way(path: Path) -> None:
+    folder = path.relative_to(ATTACKS).parts[0]
+    allowed = ATTACK_LAYERS[folder] | ATTACK_BASE | {folder}
+    for name in imports(path):
+        _, part, *inner = name.split(".")
+        assert part != "attacks" or not inner or inner[0] in allowed, f"{path.name} in {folder} imports {name}"
+
+
 def test_the_wall_holds_for_everything_an_attack_reaches() -> None:
     """Followed through every module that an attack imports, directly or not."""
     waiting = [path for path in FILES if part_of(path) == "attacks"]
@@ -114,4 +142,4 @@ def test_the_readme_tree_is_true() -> None:
     assert files
     assert files <= {path.name for path in FILES}
     folders = {name.rstrip("/") for name in names if name.endswith("/")} - {"src/overheard", "tests", "docs"}
-    assert folders == {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {path.name for path in SOURCE.rglob("*") if path.is_dir() and path.name != "__pycache__"}

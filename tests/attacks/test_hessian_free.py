@@ -8,10 +8,10 @@ import torch
 from listener import listened
 
 from overheard.attacks import hessian_free
-from overheard.attacks.distances import DistanceConfig, build_distance
+from overheard.attacks.gradient_matching.distances import DistanceConfig, build_distance
+from overheard.attacks.gradient_matching.second_order import simulated_update
 from overheard.attacks.hessian_free import HessianFreeConfig
 from overheard.attacks.observation import Observation, Prior, Reconstruction
-from overheard.attacks.second_order import simulated_update
 from overheard.errors import InputError
 
 

@@ -11,13 +11,13 @@ from listener import listened
 from torch import Tensor
 
 from overheard.attacks import matching
-from overheard.attacks.distances import DistanceConfig
+from overheard.attacks.gradient_matching.distances import DistanceConfig
+from overheard.attacks.gradient_matching.priors import PriorConfig
+from overheard.attacks.gradient_matching.problem import Problem
+from overheard.attacks.gradient_matching.schedules import ScheduleConfig
 from overheard.attacks.matching import OPTIMISERS, MatchingConfig
-from overheard.attacks.matching_problem import Problem
 from overheard.attacks.observation import Observation, Prior, Reconstruction, load_reconstruction
-from overheard.attacks.priors import PriorConfig
 from overheard.attacks.registry import run_attack
-from overheard.attacks.schedules import ScheduleConfig
 from overheard.errors import InputError
 from overheard.federation.client import ClientSettings
 from overheard.metrics.features import match_utterances, score_features

@@ -5,11 +5,11 @@ import torch
 
 from builders import batch_of, observe, small_deepspeech1
 from overheard.attacks import span
-from overheard.attacks.layer_fits import NoisyLayer
-from overheard.attacks.masked_fit import fit_masked
+from overheard.attacks.entries.sent_entries import sent_entries
+from overheard.attacks.noise.layer_fits import NoisyLayer
+from overheard.attacks.noise.masked_fit import fit_masked
 from overheard.attacks.observation import Observation, Prior, Reconstruction
 from overheard.attacks.registry import run_attack
-from overheard.attacks.sent_entries import sent_entries
 from overheard.attacks.windows import find_windowed_layer
 from overheard.federation.client import ClientSettings
 from overheard.federation.defences.registry import defend, parse_defence

@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from builders import batch_of, observe, small_deepspeech1, small_deepspeech2, speech_like
 from overheard.attacks import sequential
-from overheard.attacks.activated_span import ActivatedSpan, activated_span
-from overheard.attacks.edges import edges_of
-from overheard.attacks.first_windows import first_guesses, first_window
+from overheard.attacks.decoding.edges import edges_of
+from overheard.attacks.decoding.first_windows import first_guesses, first_window
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.registry import run_attack
-from overheard.attacks.window_refinement import _gather, banded_factor, mean_hessian, refine
+from overheard.attacks.spans.activated_span import ActivatedSpan, activated_span
+from overheard.attacks.spans.window_refinement import _gather, banded_factor, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.audit.steps import make_batch
 from overheard.federation.client import ClientSettings

@@ -10,11 +10,11 @@ from torch import nn
 
 from builders import batch_of, observe, small_deepspeech1, small_deepspeech2, speech_like
 from overheard.attacks import span
-from overheard.attacks.length_scan import length_scan
 from overheard.attacks.observation import Prior
-from overheard.attacks.refined_span import refined
-from overheard.attacks.span_equations import normal_equations
-from overheard.attacks.span_solver import SpanSolution, SpanSolver, projector_on_complement, row_space
+from overheard.attacks.spans.length_scan import length_scan
+from overheard.attacks.spans.refined_span import refined
+from overheard.attacks.spans.span_equations import normal_equations
+from overheard.attacks.spans.span_solver import SpanSolution, SpanSolver, projector_on_complement, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.federation.client import ClientSettings
 from overheard.speech.alphabet import Alphabet

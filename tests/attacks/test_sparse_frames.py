@@ -5,47 +5,29 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sparse_speech import model_of, spoken
 from torch.nn import functional
 
-from builders import observe, small_deepspeech1, small_deepspeech2
+from builders import observe, small_deepspeech1
 from overheard.attacks import sparse_frames
-from overheard.attacks.activation_equations import ActivationEquations
-from overheard.attacks.active_units import decide_active
 from overheard.attacks.complete import complete
-from overheard.attacks.conv_features import make_evidence, solve_features
-from overheard.attacks.conv_front import Front, make_front, make_second
-from overheard.attacks.edge_features import preconditioner
-from overheard.attacks.line_up import line_up
+from overheard.attacks.deepspeech2.activation_equations import ActivationEquations
+from overheard.attacks.deepspeech2.active_units import decide_active
+from overheard.attacks.deepspeech2.conv_features import make_evidence, solve_features
+from overheard.attacks.deepspeech2.conv_front import Front, make_front, make_second
+from overheard.attacks.deepspeech2.edge_features import preconditioner
+from overheard.attacks.deepspeech2.line_up import line_up
 from overheard.attacks.observation import Prior, Reconstruction
 from overheard.federation.client import ClientSettings
 from overheard.recognition.deepspeech2 import DeepSpeech2
 from overheard.recognition.normalisation import MaskedBatchNorm
-from overheard.speech.batching import Batch, collate
-from overheard.speech.features import SPECTROGRAM_161
-
-
-def model_of(**config: object) -> DeepSpeech2:
-    sizes: dict[str, object] = {"hidden_size": 64, "channels": 16, "front_end": SPECTROGRAM_161, **config}
-    model = small_deepspeech2(**sizes).eval()  # pyright: ignore[reportArgumentType]
-    assert isinstance(model, DeepSpeech2)
-    return model
+from overheard.speech.batching import collate
 
 
 def with_activation(activation: Callable[[torch.Tensor], torch.Tensor], **config: object) -> DeepSpeech2:
     model = model_of(**config)
     model.activated = activation  # pyright: ignore[reportAttributeAccessIssue]
     return model
-
-
-def spoken(*lengths: int, seed: int = 0) -> Batch:
-    """Normalised noise that changes from frame to frame about as speech does."""
-    generator = torch.Generator().manual_seed(seed)
-    features = []
-    for length in lengths:
-        noise = torch.randn(1, 1, length + 2, 163, generator=generator)
-        smooth = functional.avg_pool2d(noise, 3, 1)[0, 0]
-        features.append((smooth - smooth.mean()) / smooth.std())
-    return collate(features, [[8, 5, 12, 12, 15][: length // 8] for length in lengths])
 
 
 def attack(observation, **options) -> Reconstruction:

@@ -10,7 +10,7 @@ from torch import nn
 from builders import batch_of, observe
 from overheard.attacks.observation import Observation
 from overheard.attacks.registry import run_attack
-from overheard.attacks.span_solver import SpanSolver, _Factored, _Fit
+from overheard.attacks.spans.span_solver import SpanSolver, _Factored, _Fit
 from overheard.attacks.windows import find_windowed_layer
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.models import build_model, model_spec

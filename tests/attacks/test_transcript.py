@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_speech import noise_features, shared, tiny_deepspeech1
 
-from overheard.attacks.text_search import SearchConfig
 from overheard.attacks.transcript import recover_transcripts
+from overheard.attacks.words.text_search import SearchConfig
 from overheard.federation.client import ClientSettings
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.models import build_model, model_spec

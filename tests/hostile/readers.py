@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from builders import batch_of, small_deepspeech1
-from overheard.attacks.matching_optimiser import build_optimiser, state_of
-from overheard.attacks.matching_state import ExpectedRun, MatchingState, Outcome, load_state
+from overheard.attacks.gradient_matching.optimiser import build_optimiser, state_of
+from overheard.attacks.gradient_matching.schedules import Visit
+from overheard.attacks.gradient_matching.state import ExpectedRun, MatchingState, Outcome, load_state
 from overheard.attacks.observation import Reconstruction, load_reconstruction
-from overheard.attacks.schedules import Visit
 from overheard.audit.grid import read_grid
 from overheard.audit.records import AuditRecord, Hearing, load_records, to_line
 from overheard.audit.steps import read_batch

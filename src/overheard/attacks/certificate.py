@@ -35,17 +35,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from overheard.attacks.moved_features import moved_features
-from overheard.attacks.nearest_texts import nearest_texts
-from overheard.attacks.output_layer import (
-    FLOAT32,
-    OutputRun,
-    frame_evidence,
-    in_mode,
-    output_gradient,
-    relative_rounding,
-)
-from overheard.attacks.resimulation import (
+from overheard.attacks.certificates.moved_features import moved_features
+from overheard.attacks.certificates.nearest_texts import nearest_texts
+from overheard.attacks.certificates.resimulation import (
     TracedRun,
     backwards,
     batch_for,
@@ -55,9 +47,17 @@ from overheard.attacks.resimulation import (
     size,
     trace,
 )
-from overheard.attacks.switched_kinks import switched_kinks, watched_kinks
-from overheard.attacks.text_search import Text, occupancies
+from overheard.attacks.certificates.switched_kinks import switched_kinks, watched_kinks
+from overheard.attacks.output_layer import (
+    FLOAT32,
+    OutputRun,
+    frame_evidence,
+    in_mode,
+    output_gradient,
+    relative_rounding,
+)
 from overheard.attacks.transcript import judge_texts, rounding_of_sums
+from overheard.attacks.words.text_search import Text, occupancies
 from overheard.federation.client import recognition_loss
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.recogniser import as_recogniser

@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from overheard.attacks.certificate import Certificate, certify
+from overheard.attacks.certificates.resimulation import trace
+from overheard.attacks.entries.sent_output import as_computed
 from overheard.attacks.ladder import LADDER, LadderConfig, climb
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import FLOAT32, run_output_layer
 from overheard.attacks.registry import AUTO, check_update, config_of, run_attack
-from overheard.attacks.resimulation import trace
-from overheard.attacks.sent_output import as_computed
 from overheard.attacks.transcript import recover_transcripts
 from overheard.metering import metered
 from overheard.recognition.configuration import config_from_json

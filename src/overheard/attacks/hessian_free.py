@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from overheard.attacks.matching_problem import too_long
+from overheard.attacks.gradient_matching.problem import too_long
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import OutputRun, output_gradient, run_output_layer
 from overheard.errors import InputError

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overheard.attacks.distances import DistanceConfig
-from overheard.attacks.label_search import guess_labels, improve_labels
-from overheard.attacks.matching_optimiser import OPTIMISERS, build_optimiser, restore, state_of
-from overheard.attacks.matching_problem import (
+from overheard.attacks.gradient_matching.distances import DistanceConfig
+from overheard.attacks.gradient_matching.optimiser import OPTIMISERS, build_optimiser, restore, state_of
+from overheard.attacks.gradient_matching.priors import PriorConfig
+from overheard.attacks.gradient_matching.problem import (
     Evaluation,
     Problem,
     build_problem,
@@ -26,12 +26,12 @@ from overheard.attacks.matching_problem import (
     standardised,
     too_long,
 )
-from overheard.attacks.matching_progress import Show, shown_progress
-from overheard.attacks.matching_state import ExpectedRun, MatchingState, Outcome, load_state, run_signature
+from overheard.attacks.gradient_matching.progress import Show, shown_progress
+from overheard.attacks.gradient_matching.schedules import ScheduleConfig, cut_into_grids, learning_rate, next_visit
+from overheard.attacks.gradient_matching.second_order import EngineChoice
+from overheard.attacks.gradient_matching.state import ExpectedRun, MatchingState, Outcome, load_state, run_signature
 from overheard.attacks.observation import Observation, Reconstruction, load_reconstruction
-from overheard.attacks.priors import PriorConfig
-from overheard.attacks.schedules import ScheduleConfig, cut_into_grids, learning_rate, next_visit
-from overheard.attacks.second_order import EngineChoice
+from overheard.attacks.words.label_search import guess_labels, improve_labels
 from overheard.errors import InputError
 from overheard.recognition.recogniser import as_recogniser
 from overheard.speech.alphabet import Alphabet

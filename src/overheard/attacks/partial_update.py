@@ -18,16 +18,16 @@ from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from torch import Tensor
 
 from overheard.attacks import sequential
-from overheard.attacks.completion import Completion, excess_over_any
-from overheard.attacks.feature_scale import best_factor, unexplained
-from overheard.attacks.layer_behind import LayerBehind, find_layer_behind
-from overheard.attacks.layer_fits import NoisyLayer
-from overheard.attacks.likelihood import LikelyFeatures, most_likely_features
-from overheard.attacks.masked_fit import equations_of
+from overheard.attacks.entries.completion import Completion, excess_over_any
+from overheard.attacks.entries.sent_entries import SentEntries, all_but_zeros, complete_block
+from overheard.attacks.noise.feature_scale import best_factor, unexplained
+from overheard.attacks.noise.layer_behind import LayerBehind, find_layer_behind
+from overheard.attacks.noise.layer_fits import NoisyLayer
+from overheard.attacks.noise.likelihood import LikelyFeatures, most_likely_features
+from overheard.attacks.noise.masked_fit import equations_of
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import at_units
-from overheard.attacks.sent_entries import SentEntries, all_but_zeros, complete_block
-from overheard.attacks.span_equations import normal_equations
+from overheard.attacks.spans.span_equations import normal_equations
 from overheard.attacks.windows import WindowedLayer
 
 MOST_ROWS, MOST_BEHIND = 700, 250

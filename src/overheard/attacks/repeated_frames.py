@@ -28,8 +28,8 @@ from overheard.attacks.output_layer import (
     relative_rounding,
     run_output_layer,
 )
-from overheard.attacks.text_search import Search, SearchConfig, Text
 from overheard.attacks.transcript import recover_transcripts
+from overheard.attacks.words.text_search import Search, SearchConfig, Text
 from overheard.recognition.recogniser import as_recogniser
 
 EQUAL = 1e-3

@@ -18,16 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overheard.attacks.activated_span import ActivatedSpan, activated_span
-from overheard.attacks.edges import Edge, edges_of, known_firsts
-from overheard.attacks.first_windows import about_mean, first_guesses, first_window, mean_frame
-from overheard.attacks.frame_decoding import DecodedFrames, decode_frames, same_frames
-from overheard.attacks.input_span import InputSpan
+from overheard.attacks.decoding.edges import Edge, edges_of, known_firsts
+from overheard.attacks.decoding.first_windows import about_mean, first_guesses, first_window, mean_frame
+from overheard.attacks.decoding.frame_decoding import DecodedFrames, decode_frames, same_frames
 from overheard.attacks.observation import Observation, Reconstruction, errors_of
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.repeated_frames import Restored, restore_repeats
-from overheard.attacks.state_span import StateSpans, state_spans
-from overheard.attacks.window_refinement import Refinement
+from overheard.attacks.spans.activated_span import ActivatedSpan, activated_span
+from overheard.attacks.spans.input_span import InputSpan
+from overheard.attacks.spans.state_span import StateSpans, state_spans
+from overheard.attacks.spans.window_refinement import Refinement
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
 

@@ -17,18 +17,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overheard.attacks.feature_scale import NEARBY, clipped_by_layer, factor_of_front_end, factor_of_layer_behind
-from overheard.attacks.layer_behind import find_layer_behind, mixed_rows
-from overheard.attacks.length_scan import length_scan
-from overheard.attacks.noisy_span import NoisyRecovery, recover_from_noise
+from overheard.attacks.entries.rounding import by_sizes, rounded_as_products
+from overheard.attacks.entries.sent_entries import SentEntries, sent_entries
+from overheard.attacks.noise.feature_scale import NEARBY, clipped_by_layer, factor_of_front_end, factor_of_layer_behind
+from overheard.attacks.noise.layer_behind import find_layer_behind, mixed_rows
+from overheard.attacks.noise.noisy_span import NoisyRecovery, recover_from_noise
 from overheard.attacks.observation import Observation, Reconstruction, errors_of
 from overheard.attacks.partial_update import recover_from_entries
 from overheard.attacks.rank import NumericalRank, layer_matrix, precision_of, rank_of_spectrum
-from overheard.attacks.refined_span import refined
 from overheard.attacks.repeated_frames import Restored, restore_repeats
-from overheard.attacks.rounding import by_sizes, rounded_as_products
-from overheard.attacks.sent_entries import SentEntries, sent_entries
-from overheard.attacks.span_solver import PRECISE, SpanSolution, SpanSolver, row_space
+from overheard.attacks.spans.length_scan import length_scan
+from overheard.attacks.spans.refined_span import refined
+from overheard.attacks.spans.span_solver import PRECISE, SpanSolution, SpanSolver, row_space
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.recognition.recogniser import as_recogniser
 

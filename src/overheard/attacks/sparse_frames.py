@@ -25,24 +25,30 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from overheard.attacks.activation_equations import ActivationEquations
-from overheard.attacks.active_units import ActiveUnits, confirm_active, decide_active
-from overheard.attacks.chain import CARRIED
-from overheard.attacks.conv_features import Evidence, FeatureSolution, make_evidence, solve_features, start_features
-from overheard.attacks.conv_front import folded, make_front, make_second
-from overheard.attacks.frame_features import solve_from_frames
-from overheard.attacks.frame_order import Stopped, Timeline, Way, order_frames
-from overheard.attacks.joint_frames import JointFrames, fit_frames
-from overheard.attacks.last_frames import fitted_ends, open_frames, small_ends
-from overheard.attacks.line_up import LineUp, line_up
+from overheard.attacks.deepspeech2.activation_equations import ActivationEquations
+from overheard.attacks.deepspeech2.active_units import ActiveUnits, confirm_active, decide_active
+from overheard.attacks.deepspeech2.chain import CARRIED
+from overheard.attacks.deepspeech2.conv_features import (
+    Evidence,
+    FeatureSolution,
+    make_evidence,
+    solve_features,
+    start_features,
+)
+from overheard.attacks.deepspeech2.conv_front import folded, make_front, make_second
+from overheard.attacks.deepspeech2.frame_features import solve_from_frames
+from overheard.attacks.deepspeech2.frame_order import Stopped, Timeline, Way, order_frames
+from overheard.attacks.deepspeech2.joint_frames import JointFrames, fit_frames
+from overheard.attacks.deepspeech2.last_frames import fitted_ends, open_frames, small_ends
+from overheard.attacks.deepspeech2.line_up import LineUp, line_up
+from overheard.attacks.deepspeech2.public_front import hindrance_of, kind_of, numbers_told, run_front
+from overheard.attacks.deepspeech2.row_span import RowSpan, find_row_span
+from overheard.attacks.deepspeech2.sparse_rays import make_cone
+from overheard.attacks.deepspeech2.state_map import make_state_map
+from overheard.attacks.deepspeech2.trajectory import make_direction
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import relative_rounding
-from overheard.attacks.public_front import hindrance_of, kind_of, numbers_told, run_front
 from overheard.attacks.rank import layer_matrix
-from overheard.attacks.row_span import RowSpan, find_row_span
-from overheard.attacks.sparse_rays import make_cone
-from overheard.attacks.state_map import make_state_map
-from overheard.attacks.trajectory import make_direction
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.deepspeech2 import DeepSpeech2
 from overheard.recognition.recurrence import Recurrence

@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from overheard.attacks.lattice_decoding import label_occupancy
 from overheard.attacks.output_layer import (
     FLOAT32,
     FrameEvidence,
@@ -33,7 +32,8 @@ from overheard.attacks.output_layer import (
     relative_rounding,
     run_output_layer,
 )
-from overheard.attacks.text_search import (
+from overheard.attacks.words.lattice_decoding import label_occupancy
+from overheard.attacks.words.text_search import (
     Search,
     SearchConfig,
     Text,

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from overheard.attacks import span
-from overheard.attacks.activated_span import activated_span
+from overheard.attacks.entries.rounding import by_sizes
 from overheard.attacks.observation import Observation
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.rank import layer_matrix
-from overheard.attacks.rounding import by_sizes
-from overheard.attacks.span_solver import PRECISE, SpanSolver, row_space
-from overheard.attacks.window_refinement import mean_hessian, refine
+from overheard.attacks.spans.activated_span import activated_span
+from overheard.attacks.spans.span_solver import PRECISE, SpanSolver, row_space
+from overheard.attacks.spans.window_refinement import mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.benchmarks.measurement import Measurement, best_of_each, thread_count
 from overheard.federation.update import ClientUpdate, Protocol

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from overheard import __version__
-from overheard.attacks.distances import DistanceConfig
+from overheard.attacks.gradient_matching.distances import DistanceConfig
+from overheard.attacks.gradient_matching.priors import PriorConfig
+from overheard.attacks.gradient_matching.schedules import ScheduleConfig
 from overheard.attacks.hessian_free import HessianFreeConfig
 from overheard.attacks.matching import MatchingConfig
 from overheard.attacks.observation import Observation, Prior
-from overheard.attacks.priors import PriorConfig
 from overheard.attacks.registry import ATTACKS
-from overheard.attacks.schedules import ScheduleConfig
 from overheard.audit.steps import make_batch, share
 from overheard.errors import InputError
 from overheard.federation.client import ClientSettings

@@ -7,9 +7,9 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor, nn
 
-from overheard.attacks.distances import Distance, DistanceConfig, build_distance
-from overheard.attacks.matching_problem import labelled_batch
-from overheard.attacks.second_order import Engine, EngineChoice, MatchingStep, grad_of_distance
+from overheard.attacks.gradient_matching.distances import Distance, DistanceConfig, build_distance
+from overheard.attacks.gradient_matching.problem import labelled_batch
+from overheard.attacks.gradient_matching.second_order import Engine, EngineChoice, MatchingStep, grad_of_distance
 from overheard.benchmarks.measurement import Measurement, best_of_each, thread_count
 from overheard.federation.update import Protocol
 from overheard.metering import metered

@@ -1,0 +1,149 @@
+"""Prefixes that explain a window where those of a beam do not: one label more, or an edit of the last ones."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from overheard.attacks.words.prefix_fits import Fit, Occupancies, fit_prefixes, left_by_longer
+from overheard.attacks.words.prefix_marginals import Prefixes, with_tails
+
+Text = tuple[int, ...]
+
+LABEL_COST = 15.0
+"""Chi-square that a label more has to explain."""
+
+CHILDREN = 8
+"""Texts, of the many near a prefix, that are fitted."""
+
+EXPANSIONS = 5
+"""Prefixes, in one frame, that others are sought near."""
+
+TAIL = 4
+"""Labels at a prefix's end that are edited."""
+
+ALIKE = 5
+"""Texts that explain a window alike, one of which is no better than a guess."""
+
+
+@dataclass
+class Node:
+    """A prefix and how it explains a window.
+
+    Attributes:
+        prefix: one.
+        fit: of it.
+        cost: chi-square, of the better text that it may become where that is not settled yet.
+    """
+
+    prefix: Prefixes
+    fit: Fit
+    cost: float
+
+    @property
+    def text(self) -> Text:
+        """Its labels."""
+        return self.prefix.texts[0]
+
+    @property
+    def rank(self) -> float:
+        """Chi-square with the labels' own."""
+        return self.cost + LABEL_COST * len(self.text)
+
+    def before(self, states: Tensor) -> int:
+        """Labels before the newest states."""
+        return len(self.text) - (int(states) + 1) // 2
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The window that ends in a frame.
+
+    Attributes:
+        observed: what is to be explained.
+        labels: that a text may hold.
+        frame: the window's last.
+        settled: labels that the alignment has left behind by then.
+        enough: chi-square at which the window counts as explained.
+    """
+
+    observed: Occupancies
+    labels: list[int]
+    frame: int
+    settled: int
+    enough: float
+
+    def explained(self, beam: Prefixes) -> tuple[list[Node], int]:
+        """Prefixes that explain the window or come near it, best first, and how many were edited to find them."""
+        edited = 0
+        found, known, done = self._nodes(beam), set(beam.texts), set[Text]()
+        for _ in range(EXPANSIONS):
+            found.sort(key=lambda each: each.rank)
+            node = next((each for each in found if each.text not in done), None)
+            if node is None or found[0].cost <= self.enough:
+                break
+            done.add(node.text)
+            fresh = self._longer(node, known)
+            if not any(each.cost <= self.enough for each in fresh):
+                fresh += self._edited(node, known | {each.text for each in fresh})
+                edited += 1
+            fresh.sort(key=lambda each: each.rank)
+            if self._alike(fresh):
+                node.cost = min(node.cost, fresh[0].rank - LABEL_COST * len(node.text))
+            else:
+                known |= {each.text for each in fresh}
+                found += fresh
+        return sorted(found, key=lambda each: each.rank), edited
+
+    def _alike(self, ranked: list[Node]) -> bool:
+        """Whether the next frames have to tell which of several texts is meant."""
+        many = len(ranked) >= ALIKE and ranked[0].cost <= self.enough
+        return many and ranked[ALIKE - 1].rank < ranked[0].rank + LABEL_COST
+
+    def _nodes(self, prefixes: Prefixes) -> list[Node]:
+        fit = fit_prefixes(self.observed, prefixes, self.frame, self._columns(prefixes))
+        rows = range(len(prefixes.texts))
+        return [Node(prefixes.take([row]), fit.take([row]), float(fit.cost[row])) for row in rows]
+
+    def _columns(self, prefixes: Prefixes) -> int:
+        return 2 * max(0, max(len(text) for text in prefixes.texts) - self.settled) + 1
+
+    def _longer(self, node: Node, known: set[Text]) -> list[Node]:
+        """Prefixes with one label more."""
+        return self._best(node.prefix, node.fit, [(label,) for label in self.labels], known, node.cost - LABEL_COST / 2)
+
+    def _edited(self, node: Node, known: set[Text]) -> list[Node]:
+        """Prefixes whose last labels are an edit away."""
+        depth = min(TAIL, len(node.text), (node.prefix.symbols.shape[1] - 1) // 2)
+        stem = node.prefix.without(depth)
+        fit = fit_prefixes(self.observed, stem, self.frame, self._columns(stem))
+        by_length: dict[int, list[Text]] = {}
+        for tail in edits(node.text[len(node.text) - depth :], self.labels):
+            by_length.setdefault(len(tail), []).append(tail)
+        found = [
+            each
+            for length, tails in by_length.items()
+            for each in self._best(stem, fit, tails, known, node.cost + LABEL_COST * (depth - length) - LABEL_COST)
+        ]
+        return sorted(found, key=lambda each: each.rank)[:CHILDREN]
+
+    def _best(self, stem: Prefixes, fit: Fit, tails: list[Text], known: set[Text], below: float) -> list[Node]:
+        """The stem with those tails that explain most, where they leave less than some chi-square."""
+        tails = [tail for tail in tails if stem.texts[0] + tail not in known]
+        if not tails or not tails[0]:
+            return []
+        short = replace(stem, forward=stem.forward[:, : self.frame + 1])
+        many = with_tails(short, tails, self.observed.log_probs[: self.frame + 1])
+        left = left_by_longer(self.observed, fit, many, self.frame, len(tails[0]))
+        best = [tails[row] for row in left.argsort().tolist() if left[row] < below][:CHILDREN]
+        return self._nodes(with_tails(stem, best, self.observed.log_probs)) if best else []
+
+
+def edits(tail: Text, labels: list[int]) -> list[Text]:
+    """All texts that a label inserted, replaced or left out, or two neighbours exchanged, make of one."""
+    found = [(*tail[:place], label, *tail[place:]) for place in range(len(tail) + 1) for label in labels]
+    for place in range(len(tail)):
+        found += [(*tail[:place], label, *tail[place + 1 :]) for label in labels]
+        found.append(tail[:place] + tail[place + 1 :])
+    for place in range(1, len(tail)):
+        found.append((*tail[: place - 1], tail[place], tail[place - 1], *tail[place + 1 :]))
+    return [each for each in dict.fromkeys(found) if each != tail]

@@ -1,0 +1,25 @@
+"""Edits of local search."""
+
+import torch
+
+from overheard.attacks.output_layer import FrameEvidence
+from overheard.attacks.words.text_search import Search, SearchConfig, double_exchanges, improve, occupancies
+
+
+def test_two_exchanges_are_tried_as_one_edit() -> None:
+    """Two labels moved in opposite directions, far down a text of which all else is right."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs = (0.3 * torch.randn(120, 29, generator=generator, dtype=torch.float64)).log_softmax(dim=1)
+    text = tuple(torch.randint(1, 29, (40,), generator=generator).tolist())
+    wrong = list(text)
+    for place in (20, 23):
+        wrong[place], wrong[place + 1] = wrong[place + 1], wrong[place]
+    occupancy, identity = occupancies(log_probs, [text])[:, 0], torch.eye(120, dtype=torch.float64)
+    none, rows = torch.zeros(120, dtype=torch.float64), torch.ones(29, dtype=torch.float64)
+    search = Search(
+        FrameEvidence(log_probs, occupancy, occupancy, identity, 1e-4, identity, none, rows), [*range(1, 29)]
+    )
+    search.score([tuple(wrong)])
+    assert text in double_exchanges(search, tuple(wrong), 4)
+    assert improve(search, SearchConfig(), tuple(wrong), lambda found: found == text) == text
+    assert double_exchanges(search, (3, 3, 3, 3), 4) == []
