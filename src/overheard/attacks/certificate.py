@@ -57,7 +57,7 @@ from overheard.attacks.output_layer import (
     relative_rounding,
 )
 from overheard.attacks.transcript import judge_texts, rounding_of_sums
-from overheard.attacks.words.text_search import Text, occupancies
+from overheard.attacks.words.scored_texts import Text, occupancies
 from overheard.federation.client import recognition_loss
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.recogniser import as_recogniser

@@ -29,7 +29,8 @@ from overheard.attacks.output_layer import (
     run_output_layer,
 )
 from overheard.attacks.transcript import recover_transcripts
-from overheard.attacks.words.text_search import Search, SearchConfig, Text
+from overheard.attacks.words.scored_texts import Search, Text
+from overheard.attacks.words.text_search import SearchConfig
 from overheard.recognition.recogniser import as_recogniser
 
 EQUAL = 1e-3

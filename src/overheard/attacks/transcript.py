@@ -32,19 +32,10 @@ from overheard.attacks.output_layer import (
     relative_rounding,
     run_output_layer,
 )
+from overheard.attacks.words.edits import edits
 from overheard.attacks.words.lattice_decoding import label_occupancy
-from overheard.attacks.words.text_search import (
-    Search,
-    SearchConfig,
-    Text,
-    edits,
-    from_ends,
-    improve,
-    kicked,
-    likely_symbols,
-    occupancies,
-    start_texts,
-)
+from overheard.attacks.words.scored_texts import Search, Text, likely_symbols, occupancies
+from overheard.attacks.words.text_search import SearchConfig, from_ends, improve, kicked, start_texts
 from overheard.federation.client import client_update, settings_of
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.recogniser import as_recogniser

@@ -12,7 +12,7 @@ from overheard.attacks.words.near_prefixes import edits
 from overheard.attacks.words.occupancy_noise import LEAST, unit_noise
 from overheard.attacks.words.prefix_fits import Occupancies, fit_prefixes, left_by_longer
 from overheard.attacks.words.prefix_marginals import Prefixes, designs, no_labels, with_tails
-from overheard.attacks.words.text_search import occupancies
+from overheard.attacks.words.scored_texts import occupancies
 
 ERROR = 1e-7
 

@@ -5,7 +5,8 @@ import torch
 from overheard.attacks.output_layer import FrameEvidence
 from overheard.attacks.transcript import _one_text
 from overheard.attacks.words.prefix_decoding import prefix_texts
-from overheard.attacks.words.text_search import SearchConfig, occupancies
+from overheard.attacks.words.scored_texts import occupancies
+from overheard.attacks.words.text_search import SearchConfig
 
 
 def sure(*labels: int) -> torch.Tensor:

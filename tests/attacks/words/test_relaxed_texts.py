@@ -2,8 +2,8 @@
 
 import torch
 
+from overheard.attacks.words.edits import together
 from overheard.attacks.words.relaxed_texts import simplex_least_squares
-from overheard.attacks.words.text_search import _together
 
 
 def test_a_point_inside_the_simplex_is_found_and_rows_are_distributions() -> None:
@@ -30,11 +30,11 @@ def test_a_chain_of_shifts_is_one_step_where_columns_look_alike() -> None:
     assert torch.equal(found.argmax(dim=1), labels)
 
 
-def test_edits_that_lie_apart_are_tried_together() -> None:
+def test_edits_that_lie_apart_are_triedtogether() -> None:
     text = tuple(range(1, 21))
     first, beside, second, third = (9, *text[1:]), (text[0], 9, *text[2:]), (*text[:10], *text[11:]), (*text, 21)
-    assert _together(text, [first, beside, second, third]) == [
+    assert together(text, [first, beside, second, third]) == [
         (9, *text[1:10], *text[11:], 21),
     ]
-    assert _together(text, [first, beside]) == []
-    assert _together((1, 1, 1), [(1, 1), (1, 1, 1, 1)]) == []
+    assert together(text, [first, beside]) == []
+    assert together((1, 1, 1), [(1, 1), (1, 1, 1, 1)]) == []

@@ -3,7 +3,9 @@
 import torch
 
 from overheard.attacks.output_layer import FrameEvidence
-from overheard.attacks.words.text_search import Search, SearchConfig, double_exchanges, improve, occupancies
+from overheard.attacks.words.edits import double_exchanges
+from overheard.attacks.words.scored_texts import Search, occupancies
+from overheard.attacks.words.text_search import SearchConfig, improve
 
 
 def test_two_exchanges_are_tried_as_one_edit() -> None:

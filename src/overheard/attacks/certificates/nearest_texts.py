@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from overheard.attacks.output_layer import OutputRun
-from overheard.attacks.words.text_search import Text, occupancies
+from overheard.attacks.words.scored_texts import Text, occupancies
 from overheard.speech.alphabet import minimum_frames
 
 EDITS_AT_ONCE = 64

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from overheard.attacks.certificates.switched_kinks import switched_kinks, watched_kinks
 from overheard.attacks.output_layer import OutputRun, run_output_layer, stored_format
 from overheard.attacks.received_update import ReceivedUpdate
-from overheard.attacks.words.text_search import Text
+from overheard.attacks.words.scored_texts import Text
 from overheard.federation.client import client_update, settings_of
 from overheard.federation.update import ClientUpdate, Mode
 from overheard.recognition.recurrence import Engine, Recurrence

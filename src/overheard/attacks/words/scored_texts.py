@@ -1,0 +1,80 @@
+"""Texts of one utterance, and how far the occupancies of each are from the observed ones."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from overheard.attacks.output_layer import FrameEvidence
+from overheard.recognition.ctc import ctc_occupancy
+from overheard.speech.alphabet import minimum_frames
+
+AT_ONCE = 2**20
+"""Values of a lattice that are scored at once: what stays in a processor's cache."""
+
+Text = tuple[int, ...]
+
+
+@dataclass
+class Search:
+    """One utterance's search: its evidence, and what has been scored.
+
+    Attributes:
+        evidence: of the output layer.
+        symbols: labels that the text may hold.
+        scores: |W (gamma(y) - gamma_observed)| by text, Frobenius norm.
+    """
+
+    evidence: FrameEvidence
+    symbols: list[int]
+    scores: dict[Text, float] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        """Output frames."""
+        return len(self.evidence.log_probs)
+
+    def score(self, texts: Iterable[Text]) -> dict[Text, float]:
+        """Scores of texts; those without a path are left out."""
+        wanted = {text: None for text in texts if minimum_frames(text) <= self.frames}
+        fresh = sorted((text for text in wanted if text not in self.scores), key=len)
+        while fresh:
+            rows = max(1, AT_ONCE // (self.frames * (2 * len(fresh[-1]) + 3)))
+            batch, fresh = fresh[-rows:], fresh[:-rows]
+            misfit = occupancies(self.evidence.log_probs, batch) - self.evidence.occupancy[:, None]
+            norms = torch.linalg.vector_norm(self.whiten(misfit), dim=(0, 2))
+            self.scores |= dict(zip(batch, norms.tolist(), strict=True))
+        return {text: self.scores[text] for text in wanted}
+
+    def whiten(self, values: Tensor) -> Tensor:
+        """W along the first dimension."""
+        return (self.evidence.whitener @ values.flatten(1)).view_as(values)
+
+    def best(self) -> Text:
+        """The best text so far."""
+        return min(self.scores, key=lambda text: self.scores[text])
+
+
+def occupancies(log_probs: Float[Tensor, "T V"], texts: list[Text]) -> Float[Tensor, "T N V"]:
+    """gamma of many texts of one utterance."""
+    longest = max(1, max(len(text) for text in texts))
+    targets = torch.zeros(len(texts), longest, dtype=torch.long, device=log_probs.device)
+    for row, text in zip(targets, texts, strict=True):
+        row[: len(text)] = torch.tensor(text, dtype=torch.long)
+    many = log_probs[:, None].expand(-1, len(texts), -1)
+    return ctc_occupancy(many, targets, [len(log_probs)] * len(texts), [len(text) for text in texts])
+
+
+def likely_symbols(evidence: FrameEvidence) -> list[int]:
+    """Labels whose expected number of frames, sum_t p_t - db, is more than its own expected error.
+
+    A label that is in the text is expected for about a frame or more; where the error is not well below that, the sums
+    tell nothing and every label stays.
+    """
+    mass = evidence.smoothed.sum(dim=0)
+    error = evidence.noise / len(mass) ** 0.5
+    every = list(range(1, len(mass)))
+    found = [label for label in every if float(mass[label]) > error]
+    return found if found and error < 0.25 else every
