@@ -35,7 +35,7 @@ from overheard.attacks.output_layer import (
 from overheard.attacks.words.edits import edits
 from overheard.attacks.words.lattice_decoding import label_occupancy
 from overheard.attacks.words.scored_texts import Search, Text, likely_symbols, occupancies
-from overheard.attacks.words.text_search import SearchConfig, from_ends, improve, kicked, start_texts
+from overheard.attacks.words.text_search import SearchConfig, from_ends, improve, start_texts
 from overheard.federation.client import client_update, settings_of
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.recogniser import as_recogniser
@@ -198,13 +198,7 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
         return score < gap and score <= sqrt(_floor(search, text) * gap)
 
     def explored(text: Text, config: SearchConfig) -> TextEvidence:
-        text = improve(search, config, text, settled)
-        while text == search.best() and not settled(text):
-            better = kicked(search, config, text, settled)
-            if better is None:
-                break
-            text = better
-        return _judged(search, config, text)
+        return _judged(search, config, improve(search, config, text, settled))
 
     tried: list[TextEvidence] = []
     for start in start_texts(search, config, settled):

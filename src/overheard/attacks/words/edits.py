@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from overheard.attacks.words.lattice_decoding import label_occupancy
-from overheard.attacks.words.scored_texts import Search, Text, occupancies
+from overheard.attacks.words.scored_texts import Search, Text
 
 APART = 4
 """Labels between two edits that are tried together."""
@@ -35,10 +35,8 @@ def edits(search: Search, text: Text, each: int) -> list[Text]:
 
 def _misfit_by_label(search: Search, text: Text) -> tuple[Tensor, Tensor, Tensor]:
     """How large E is at each label, how much it wants each symbol there (L, V), and q' q (L, L), all whitened."""
-    evidence = search.evidence
-    design = evidence.whitener @ label_occupancy(evidence.log_probs, list(text))  # (T, L)
-    current = occupancies(evidence.log_probs, [text])[:, 0]
-    misfit = evidence.whitener @ (evidence.occupancy - current)
+    design = search.whiten(label_occupancy(search.evidence.log_probs, list(text)))  # (T, L)
+    misfit = search.misfit(text)
     return design.T.abs() @ misfit.norm(dim=1), design.T @ misfit, design.T @ design
 
 

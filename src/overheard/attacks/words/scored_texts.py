@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.output_layer import FrameEvidence
+from overheard.attacks.words.lattice_decoding import label_occupancy
 from overheard.recognition.ctc import ctc_occupancy
 from overheard.speech.alphabet import minimum_frames
 
@@ -55,6 +56,15 @@ class Search:
     def best(self) -> Text:
         """The best text so far."""
         return min(self.scores, key=lambda text: self.scores[text])
+
+    def misfit(self, text: Text) -> Float[Tensor, "T V"]:
+        """What a text does not explain, whitened."""
+        return self.whiten(self.evidence.occupancy - occupancies(self.evidence.log_probs, [text])[:, 0])
+
+    def doubt(self, text: Text) -> Float[Tensor, " L"]:
+        """How large that is where each label is."""
+        design = self.whiten(label_occupancy(self.evidence.log_probs, list(text)))
+        return design.T.abs() @ self.misfit(text).norm(dim=1)
 
 
 def occupancies(log_probs: Float[Tensor, "T V"], texts: list[Text]) -> Float[Tensor, "T N V"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 
 from torch import Tensor
 
@@ -14,9 +15,9 @@ from overheard.attacks.words.lattice_decoding import (
     nearest_texts,
     rank_lengths,
 )
+from overheard.attacks.words.mended_texts import mended
 from overheard.attacks.words.prefix_decoding import prefix_texts
-from overheard.attacks.words.relaxed_texts import relaxed_texts
-from overheard.attacks.words.scored_texts import Search, Text, occupancies
+from overheard.attacks.words.scored_texts import Search, Text
 from overheard.speech.alphabet import collapse
 
 LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
@@ -24,6 +25,9 @@ LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
 
 SHORT = 140
 """Output frames up to which an utterance is short."""
+
+NEAR = 0.2
+"""Score, relative to that of no text, below which local search comes before anything else that could be tried."""
 
 Settled = Callable[[Text], bool]
 """Whether a text explains so much that searching on is in vain."""
@@ -40,11 +44,11 @@ class SearchConfig:
         prefixes: kept by prefix beam search, before integer least squares and, where nothing else settled it, after.
         edits: of each kind, scored in one round of local search.
         starts: lengths that are refitted, and texts that local search starts from.
-        kicks: relaxed solutions from which local search starts again where it has ended beside the text.
         evaluations: texts of a short utterance scored before the search gives up; see `limit`.
         readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
         most_read: output frames up to which each of them is tried.
         fillings: texts with a gap filled that local search starts from then.
+        refits: texts with a stretch sought again that are fitted anew.
     """
 
     beam: int = 32
@@ -53,11 +57,11 @@ class SearchConfig:
     prefixes: tuple[int, int] = (64, 512)
     edits: int = 32
     starts: int = 6
-    kicks: int = 12
     evaluations: int = 24000
     readings: tuple[int, int] = (6, 24)
     most_read: tuple[int, int] = (1000, 300)
     fillings: int = 6
+    refits: int = 4
 
     def limit(self, frames: int) -> int:
         """Texts scored at most: of longer utterances fewer, as each takes longer, but no less than half as many."""
@@ -84,12 +88,16 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
         best.extend(sorted(fresh, key=lambda text: search.scores[text])[:1])
         return settled(search.best())
 
+    def explains_most() -> bool:
+        return search.scores[search.best()] < NEAR * search.scores[()]
+
     if (
         settles(lambda: search.score([(), tuple(label for label in greedy if label in search.symbols)]))
         or settles(lambda: _from_prefixes(search, few))
         or settles(lambda: _by_lengths(search, config, settled))
-        or settled(improve(search, config, search.best(), settled))
+        or (explains_most() and settled(improve(search, config, search.best(), settled)))
         or settles(lambda: from_ends(search, config, False, settled))
+        or settled(improve(search, config, search.best(), settled))
         or settles(lambda: _from_prefixes(search, many))
     ):
         return [search.best()]
@@ -162,9 +170,31 @@ def _fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor
 
 
 def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
-    """Follow the best edit, with others that lie apart from it, until none helps, the text is settled, or the effort is
-    spent."""
-    while not settled(text) and len(search.scores) < config.limit(search.frames):
+    """Fit what is in doubt anew, then follow edits, in turn, until one of them no longer helps, the text is settled, or
+    the effort is spent."""
+    for way in cycle((_mended, _edited)):
+        before, text = text, way(search, config, text, settled)
+        if (way is _edited and text == before) or _done(search, config, text, settled):
+            return text
+    raise AssertionError("cycles do not end")
+
+
+def _done(search: Search, config: SearchConfig, text: Text, settled: Settled) -> bool:
+    return settled(text) or len(search.scores) >= config.limit(search.frames)
+
+
+def _mended(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
+    """Fitted anew for as long as that helps."""
+    while not _done(search, config, text, settled):
+        before, text = text, mended(search, text, config.refits)
+        if text == before:
+            break
+    return text
+
+
+def _edited(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
+    """After the best edit, with others that lie apart from it, for as long as one helps."""
+    while not _done(search, config, text, settled):
         better: list[Text] = []
         for kind in (edits, double_exchanges):  # the second where nothing else helps
             found = search.score(kind(search, text, config.edits))
@@ -176,22 +206,3 @@ def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) 
         found = {better[0]: found[better[0]]} | search.score(together(text, better))
         text = min(found, key=lambda each: found[each])
     return text
-
-
-def kicked(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text | None:
-    """A better text than one at which local search ends, by local search from relaxed solutions near it; None where
-    there is none."""
-    if not text:
-        return None
-    misfit = search.whiten(search.evidence.occupancy - occupancies(search.evidence.log_probs, [text])[:, 0])
-    design = search.whiten(label_occupancy(search.evidence.log_probs, list(text)))
-    doubtful = (design.T.abs() @ misfit.norm(dim=1)).argsort(descending=True)[: config.kicks].tolist()
-    found = search.score(relaxed_texts(search.evidence, search.symbols, text, doubtful))
-    found.pop(text, None)
-    for start in sorted(found, key=lambda each: found[each])[: config.kicks]:
-        if len(search.scores) >= config.limit(search.frames):
-            break
-        other = improve(search, config, start, settled)
-        if search.scores[other] < search.scores[text]:
-            return other
-    return None
