@@ -3,7 +3,7 @@
 import torch
 
 from overheard.attacks.output_layer import FrameEvidence
-from overheard.attacks.words.edits import double_exchanges
+from overheard.attacks.words.edits import double_exchanges, together
 from overheard.attacks.words.scored_texts import Search, occupancies
 from overheard.attacks.words.text_search import SearchConfig, improve
 
@@ -25,3 +25,11 @@ def test_two_exchanges_are_tried_as_one_edit() -> None:
     assert text in double_exchanges(search, tuple(wrong), 4)
     assert improve(search, SearchConfig(), tuple(wrong), lambda found: found == text) == text
     assert double_exchanges(search, (3, 3, 3, 3), 4) == []
+
+
+def test_edits_that_lie_apart_are_tried_together() -> None:
+    text = tuple(range(1, 21))
+    first, beside, second, third = (9, *text[1:]), (text[0], 9, *text[2:]), (*text[:10], *text[11:]), (*text, 21)
+    assert together(text, [first, beside, second, third]) == [(9, *text[1:10], *text[11:], 21)]
+    assert together(text, [first, beside]) == []
+    assert together((1, 1, 1), [(1, 1), (1, 1, 1, 1)]) == []
