@@ -72,13 +72,14 @@ class Reading:
         return Reading([text[::-1] for text in self.texts], self.explained[::-1])
 
 
-def readings(evidence: FrameEvidence, symbols: list[int], beam: int) -> tuple[Reading, Reading]:
+def readings(evidence: FrameEvidence, symbols: list[int], beam: int, hint: Text) -> tuple[Reading, Reading]:
     """What is read from the beginning and what is read from the end.
 
     Args:
         evidence: of the output layer.
         symbols: labels that the text may hold.
         beam: prefixes kept from one frame to the next.
+        hint: a text that may be right in parts; what it says is tried where a reading does not go on by itself.
     """
     heard = [BLANK, *symbols]
     noise = unit_noise(evidence, heard)
@@ -88,7 +89,7 @@ def readings(evidence: FrameEvidence, symbols: list[int], beam: int) -> tuple[Re
     rows[heard] = torch.arange(len(heard), device=noise.device)
     forwards = Occupancies(evidence.log_probs, noise, target, rows)
     backwards = Occupancies(evidence.log_probs.flip(0), noise.flip(0), target.flip(0), rows)
-    return _read(forwards, symbols, beam), _read(backwards, symbols, beam).turned()
+    return _read(forwards, symbols, beam, hint), _read(backwards, symbols, beam, hint[::-1]).turned()
 
 
 def joined_readings(start: Reading, end: Reading) -> list[Text]:
@@ -109,14 +110,14 @@ def _joined(start: Text, end: Text, overlap: int) -> list[Text]:
     ]
 
 
-def _read(observed: Occupancies, labels: list[int], width: int) -> Reading:
+def _read(observed: Occupancies, labels: list[int], width: int, hint: Text) -> Reading:
     """Prefixes after the last frame, or where reading on was in vain, best first."""
     beam, settled, left = no_labels(observed.log_probs), 0, list[float]()
     explained, lost, effort = (), 0, MOST_EDITED + len(observed.log_probs) // 4
     for frame in range(len(observed.log_probs)):
         count = len(observed.wanted(frame))
         enough = DOUBT + count * (median(left[-USUAL:]) if left else UNEXPLAINED)
-        found, edited = Frame(observed, labels, frame, settled, enough).explained(beam)
+        found, edited = Frame(observed, labels, frame, settled, enough, hint).explained(beam)
         kept = [each for each in found[:width] if each.rank < found[0].rank + MARGIN]
         beam = together([each.prefix for each in kept])
         settled = max(0, min(each.before(each.fit.now) for each in kept) - SPARE)

@@ -1,4 +1,5 @@
-"""Prefixes that explain a window where those of a beam do not: one label more, or an edit of the last ones."""
+"""Prefixes that explain a window where those of a beam do not: one label more, an edit of the last ones, or the labels
+that another text has behind the same ones."""
 
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,12 @@ EXPANSIONS = 5
 
 TAIL = 4
 """Labels at a prefix's end that are edited."""
+
+SHARED = 4
+"""Labels behind which another text's are tried."""
+
+BORROWED = 6
+"""Of these, at most."""
 
 ALIKE = 5
 """Texts that explain a window alike, one of which is no better than a guess."""
@@ -64,6 +71,7 @@ class Frame:
         frame: the window's last.
         settled: labels that the alignment has left behind by then.
         enough: chi-square at which the window counts as explained.
+        hint: a text that may be right in parts.
     """
 
     observed: Occupancies
@@ -71,6 +79,7 @@ class Frame:
     frame: int
     settled: int
     enough: float
+    hint: Text = ()
 
     def explained(self, beam: Prefixes) -> tuple[list[Node], int]:
         """Prefixes that explain the window or come near it, best first, and how many were edited to find them."""
@@ -92,6 +101,9 @@ class Frame:
             else:
                 known |= {each.text for each in fresh}
                 found += fresh
+        best = min(found, key=lambda each: each.rank)
+        if best.cost > self.enough:
+            found += self._borrowed(best, known)
         return sorted(found, key=lambda each: each.rank), edited
 
     def _alike(self, ranked: list[Node]) -> bool:
@@ -125,6 +137,21 @@ class Frame:
             for each in self._best(stem, fit, tails, known, node.cost + LABEL_COST * (depth - length) - LABEL_COST)
         ]
         return sorted(found, key=lambda each: each.rank)[:CHILDREN]
+
+    def _borrowed(self, node: Node, known: set[Text]) -> list[Node]:
+        """Prefixes that go on as the hint does, from where both have the same labels, the last few left out or not."""
+        found: list[Node] = []
+        for left_out in range(min(TAIL, len(node.text) - SHARED, (node.prefix.symbols.shape[1] - 1) // 2) + 1):
+            stem = node.prefix.without(left_out)
+            shared = stem.texts[0][-SHARED:]
+            places = [end for end in range(SHARED, len(self.hint)) if self.hint[end - SHARED : end] == shared]
+            tails = {self.hint[end : end + count] for end in places for count in range(1, BORROWED + 1)}
+            fresh = [tail for tail in sorted(tails) if stem.texts[0] + tail not in known]
+            known |= {stem.texts[0] + tail for tail in fresh}
+            for count in sorted({len(tail) for tail in fresh}):
+                alike = [tail for tail in fresh if len(tail) == count]
+                found += self._nodes(with_tails(stem, alike, self.observed.log_probs))
+        return [each for each in found if each.cost <= self.enough]
 
     def _best(self, stem: Prefixes, fit: Fit, tails: list[Text], known: set[Text], below: float) -> list[Node]:
         """The stem with those tails that explain most, where they leave less than some chi-square."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from overheard.attacks.words.edits import double_exchanges, edits, together
 from overheard.attacks.words.filled_gaps import filled_gaps
-from overheard.attacks.words.growing_texts import joined_readings, readings
+from overheard.attacks.words.growing_texts import Reading, joined_readings, readings
 from overheard.attacks.words.lattice_decoding import (
     average_label_occupancy,
     label_occupancy,
@@ -22,9 +22,6 @@ from overheard.speech.alphabet import collapse
 
 LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
 """Between these is the occupancy that prefix beam search does not tell from none."""
-
-SHORT = 140
-"""Output frames up to which an utterance is short."""
 
 NEAR = 0.2
 """Score, relative to that of no text, below which local search comes before anything else that could be tried."""
@@ -44,10 +41,10 @@ class SearchConfig:
         prefixes: kept by prefix beam search, before integer least squares and, where nothing else settled it, after.
         edits: of each kind, scored in one round of local search.
         starts: lengths that are refitted, and texts that local search starts from.
-        evaluations: texts of a short utterance scored before the search gives up; see `limit`.
+        evaluations: texts scored before the search gives up.
         readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
         most_read: output frames up to which each of them is tried.
-        fillings: texts with a gap filled that local search starts from then.
+        fillings: texts that local search starts from then.
         refits: texts with a stretch sought again that are fitted anew.
     """
 
@@ -60,12 +57,8 @@ class SearchConfig:
     evaluations: int = 24000
     readings: tuple[int, int] = (6, 24)
     most_read: tuple[int, int] = (1000, 300)
-    fillings: int = 6
+    fillings: int = 3
     refits: int = 4
-
-    def limit(self, frames: int) -> int:
-        """Texts scored at most: of longer utterances fewer, as each takes longer, but no less than half as many."""
-        return int(self.evaluations * min(1.0, max(0.5, (SHORT / frames) ** 2)))
 
 
 def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
@@ -107,8 +100,9 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
 
 
 def from_ends(search: Search, config: SearchConfig, wide: bool, settled: Settled) -> None:
-    """Score readings from either end and of both joined, then local search from texts that fill what lies between them,
-    until one is settled; nothing where the utterance is too long for it.
+    """Score readings from either end, both joined, each joined with the best text so far, and texts that fill what lies
+    between them; local search from the best of these; and again, with what that found for a hint, until a text is
+    settled or none is better; nothing where the utterance is too long for it.
 
     Args:
         search: of one utterance.
@@ -116,16 +110,21 @@ def from_ends(search: Search, config: SearchConfig, wide: bool, settled: Settled
         wide: read with the wider beam.
         settled: whether a text is the right one.
     """
-    if search.frames > config.most_read[wide]:
-        return
-    start, end = readings(search.evidence, search.symbols, config.readings[wide])
-    search.score([*start.texts, *end.texts, *joined_readings(start, end)])
-    if settled(search.best()):
-        return
-    found = search.score(filled_gaps(search.evidence, search.symbols, start.explained, end.explained))
-    for text in sorted(found, key=lambda each: found[each])[: config.fillings]:
-        if settled(improve(search, config, text, settled)):
+    better = search.frames <= config.most_read[wide]
+    while better and not _done(search, config, search.best(), settled):
+        hint = search.best()
+        start, end = readings(search.evidence, search.symbols, config.readings[wide], hint)
+        read, so_far = [*start.texts, *end.texts, *joined_readings(start, end)], Reading([hint], hint)
+        found = search.score([*read, *joined_readings(start, so_far), *joined_readings(so_far, end)])
+        if settled(search.best()):
             return
+        better = False
+        found |= search.score(filled_gaps(search.evidence, search.symbols, start.explained, end.explained))
+        for text in sorted(found, key=lambda each: found[each])[: config.fillings]:
+            improve(search, config, text, settled)
+            better = search.best() != hint
+            if better:
+                break
 
 
 def _from_prefixes(search: Search, beam: int) -> None:
@@ -180,7 +179,7 @@ def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) 
 
 
 def _done(search: Search, config: SearchConfig, text: Text, settled: Settled) -> bool:
-    return settled(text) or len(search.scores) >= config.limit(search.frames)
+    return settled(text) or len(search.scores) >= config.evaluations
 
 
 def _mended(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
