@@ -33,7 +33,7 @@ def lengths_by_span(search: Hypotheses, added: Sequence[int], told: bool) -> lis
     Args:
         search: the runs.
         added: first guess.
-        told: it is known that the guess adds up to what the runs of each group lack together.
+        told: the guess adds up to what the runs of each group lack together, as far as counts tell.
     """
     scores: dict[tuple[int, ...], float] = {}
 
@@ -47,25 +47,32 @@ def lengths_by_span(search: Hypotheses, added: Sequence[int], told: bool) -> lis
     single: list[Move] = [(index, None) for index in range(len(search.runs))]
     shifts: list[Move] = [(index, group[-1]) for group in groups for index in group[:-1]]
     nearest: list[Move] = [pair for group in groups for pair in combinations(group, 2)]
-    found = list(added)
+
+    def least(found: list[int], moves: list[Move]) -> float:
+        return min(scored([moved(found, move, by) for move in moves for by in (-1, 1)]), default=inf)
+
+    found = list(added) if told else [max(each, -TOO_MANY) for each in added]
     if isinf(scored([found])[0]):
-        return None
-    for moves in (shifts,) if told else (shifts, single):
-        found = _descended(scored, found, moves)
-        others = scored([moved(found, move, by) for move in (nearest if told else nearest + single) for by in (-1, 1)])
-        if min(others) >= CLEAR * scores[tuple(found)]:
+        return found if told and not shifts else None
+    coarse = True
+    for moves in (shifts, single):
+        found = _descended(scored, found, moves, coarse)
+        best, shifted, others = scores[tuple(found)], least(found, nearest), least(found, single)
+        # Where the sum is known, another need not be worse: it must not be better.
+        if shifted >= CLEAR * best and others >= (best / CLEAR if told else CLEAR * best):
             return found
+        told, coarse = False, others > best / CLEAR
     return None
 
 
-def _descended(scored: Scored, found: list[int], moves: Sequence[Move]) -> list[int]:
+def _descended(scored: Scored, found: list[int], moves: list[Move], coarse: bool) -> list[int]:
     """The lowest score that moves one after the other lead to."""
     for attempt in range(ROUNDS):
         before = found
         for move in moves:
             one, other = move
             low, high = -TOO_MANY - found[one], FARTHEST if other is None else found[other] + TOO_MANY
-            found = best_along(scored, found, move, (low, high), coarse=attempt == 0)
+            found = best_along(scored, found, move, (min(low, 0), max(high, 0)), coarse and attempt == 0)
         if found == before:
             break
     return found

@@ -73,9 +73,7 @@ def restore_repeats(observation: Observation, features: tuple[Float[Tensor, "_ F
     guess = [0] * len(runs)
     for group, total in zip(search.groups(), totals, strict=True):
         search.spread(guess, group, total)
-    added: list[int] | None = guess if told_in_all and len(totals) == len(runs) else None
-    if added is None:
-        added = lengths_by_span(search, guess, told_in_all)
+    added = lengths_by_span(search, guess, told_in_all)
     told = added is not None
     if added is None and told_in_all:
         told, added = _by_texts(search, guess)

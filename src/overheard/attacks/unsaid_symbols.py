@@ -96,7 +96,7 @@ def _left_by(search: Hypotheses, groups: list[list[int]], added: list[int], run:
 
 
 def _plain(left: _Left) -> tuple[Float[Tensor, " G"], bool] | None:
-    """Counts by ordinary least squares, and whether they are whole; None where that leaves much of all rows.
+    """Counts by ordinary least squares, and whether they are whole for all that those leave; None where that is much.
 
     Better where probabilities are known well and errors are those of the hypothesis.
     """
@@ -110,7 +110,7 @@ def _plain(left: _Left) -> tuple[Float[Tensor, " G"], bool] | None:
     counts = torch.stack([each for _, each in found]).median(dim=0).values
     if found[0][0] > WHOLE * max(1.0, float(counts.abs().max())):
         return None
-    return counts, float((counts - counts.round()).abs().max()) <= WHOLE
+    return counts, found[0][0] + float((counts - counts.round()).abs().max()) <= WHOLE
 
 
 def _weighed(left: _Left, precision: float) -> tuple[Float[Tensor, " G"], bool] | None:
