@@ -15,8 +15,12 @@ import torch
 from overheard.attacks.output_layer import OutputRun
 from overheard.attacks.repeat_hypotheses import Hypotheses, Move, Scored, best_along, moved, shown_inputs
 
-CLEAR = 2.0
-"""Times what the best hypothesis leaves out of the span, that the next ones leave at least."""
+CLEAR = 5.0
+"""Times what the best hypothesis leaves out of the span, that the next ones leave at least; where states have settled,
+what lengths leave differs by up to four times by chance."""
+
+CONTRADICTED = 10.0
+"""Times what another sum leaves, that what counts tell may leave at most."""
 
 FARTHEST = 64
 """Frames added to a run at most where nothing tells how many there are in all."""
@@ -54,14 +58,14 @@ def lengths_by_span(search: Hypotheses, added: Sequence[int], told: bool) -> lis
     found = list(added) if told else [max(each, -TOO_MANY) for each in added]
     if isinf(scored([found])[0]):
         return found if told and not shifts else None
-    coarse = True
-    for moves in (shifts, single):
-        found = _descended(scored, found, moves, coarse)
-        best, shifted, others = scores[tuple(found)], least(found, nearest), least(found, single)
-        # Where the sum is known, another need not be worse: it must not be better.
-        if shifted >= CLEAR * best and others >= (best / CLEAR if told else CLEAR * best):
+    found = _descended(scored, found, shifts, coarse=True)
+    # Where the sum is known, another need not be worse: it must not be better.
+    if told and least(found, single) >= scores[tuple(found)] / CONTRADICTED:
+        return found if least(found, nearest) >= CLEAR * scores[tuple(found)] else None
+    for start, coarse in ((found, False), ([0] * len(found), True)):
+        found = _descended(scored, start, single, coarse)
+        if least(found, nearest + single) >= CLEAR * scores[tuple(found)]:
             return found
-        told, coarse = False, others > best / CLEAR
     return None
 
 

@@ -45,7 +45,7 @@ def missing_frames(search: Hypotheses) -> tuple[list[int], bool]:
     for _ in range(HYPOTHESES):
         run = next(iter(search.outputs([added])), None)
         left = None if run is None or not run.repeatable else _left_by(search, groups, added, run)
-        found = None if left is None else _plain(left) or _weighed(left, search.precision)
+        found = None if left is None else _counts(left, search.precision)
         if found is None:
             return [0] * len(groups), False
         counts, told = found
@@ -95,6 +95,17 @@ def _left_by(search: Hypotheses, groups: list[list[int]], added: list[int], run:
     return _Left(shown, probabilities, gradient, missing, likely, settled) if likely else None
 
 
+def _counts(left: _Left, precision: float) -> tuple[Float[Tensor, " G"], bool] | None:
+    """Counts by the way that tells them, or else by the one that fits."""
+    plain = _plain(left)
+    if plain is not None and plain[1]:
+        return plain
+    weighed = _weighed(left, precision)
+    if weighed is None or (plain is not None and weighed[2] > KNOWN):
+        return plain
+    return weighed[:2]
+
+
 def _plain(left: _Left) -> tuple[Float[Tensor, " G"], bool] | None:
     """Counts by ordinary least squares, and whether they are whole for all that those leave; None where that is much.
 
@@ -113,9 +124,9 @@ def _plain(left: _Left) -> tuple[Float[Tensor, " G"], bool] | None:
     return counts, found[0][0] + float((counts - counts.round()).abs().max()) <= WHOLE
 
 
-def _weighed(left: _Left, precision: float) -> tuple[Float[Tensor, " G"], bool] | None:
-    """Counts by generalised least squares, each row by its own precision, and whether they are whole beyond doubt; None
-    where frames fill the layer's inputs, so that nothing tells how rows were rounded."""
+def _weighed(left: _Left, precision: float) -> tuple[Float[Tensor, " G"], bool, float] | None:
+    """Counts by generalised least squares, each row by its own precision, whether they are whole beyond doubt, and the
+    least error of a row; None where frames fill the layer's inputs, so that nothing tells how rows were rounded."""
     scale = left.shown.square().mean(dim=0).sqrt()
     active = scale > 0
     if len(left.shown) >= int(active.sum()):
@@ -132,7 +143,8 @@ def _weighed(left: _Left, precision: float) -> tuple[Float[Tensor, " G"], bool] 
     weights = torch.stack([deviations for _, _, deviations in rows]).square().reciprocal()
     counts = (weights * torch.stack([each for _, each, _ in rows])).sum(dim=0) / weights.sum(dim=0)
     doubt = (counts - counts.round()).abs() + weights.sum(dim=0).rsqrt()
-    return counts, min(error for error, _, _ in rows) <= KNOWN and float(doubt.max()) <= WHOLE
+    error = min(error for error, _, _ in rows)
+    return counts, error <= KNOWN and float(doubt.max()) <= WHOLE, error
 
 
 def _likeliest(
