@@ -49,6 +49,18 @@ def test_silence_comes_back_in_full_length(name: str) -> None:
     assert complete(observation, found).certified is True
 
 
+def test_runs_come_back_where_symbols_are_unlikely_in_silence() -> None:
+    """As with trained weights: errors of the probabilities in speech then weigh as much as frames of silence do."""
+    model = small_deepspeech1(hidden_size=320)
+    with torch.no_grad():
+        model.get_parameter("output.weight").mul_(30.0)
+    speech = with_silence(*RUNS["two within"])
+    found = run_attack(observe(model, collate([speech], [LABELS])))
+    assert found.unique, found.reason
+    assert len(found.features[0]) == len(speech)
+    assert (found.features[0] - speech).abs().mean() < 1e-3
+
+
 def test_lengths_behind_local_steps_are_not_made_up() -> None:
     settings = ClientSettings("delta", "eval", 3, 1e-3)
     speech = with_silence((30, 14))
