@@ -54,6 +54,7 @@ ATTACK_LAYERS = {
     "gradient_matching": {"spans"},
     "certificates": {"words", "gradient_matching"},
     "deepspeech2": set(),
+    "silence": set(),
 }
 """Which folders of attacks each of them may import, besides what all see: `ATTACK_BASE`."""
 ATTACK_BASE = {

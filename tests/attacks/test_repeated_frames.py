@@ -7,7 +7,7 @@ from torch import Tensor
 from builders import observe, small_deepspeech1, speech_like
 from overheard.attacks.complete import complete
 from overheard.attacks.registry import run_attack
-from overheard.attacks.repeat_hypotheses import EqualFrames, equal_runs
+from overheard.attacks.silence.repeat_hypotheses import EqualFrames, equal_runs
 from overheard.federation.client import ClientSettings
 from overheard.speech.batching import collate
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from overheard.attacks.observation import Observation
 from overheard.attacks.output_layer import OutputRun, frame_evidence
-from overheard.attacks.repeat_hypotheses import EqualFrames, Hypotheses, best_along, equal_runs
-from overheard.attacks.repeat_span import lengths_by_span
+from overheard.attacks.silence.repeat_hypotheses import EqualFrames, Hypotheses, best_along, equal_runs
+from overheard.attacks.silence.repeat_span import lengths_by_span
+from overheard.attacks.silence.unsaid_symbols import missing_frames
 from overheard.attacks.transcript import recover_transcripts
-from overheard.attacks.unsaid_symbols import missing_frames
 from overheard.attacks.words.scored_texts import Search, Text
 from overheard.attacks.words.text_search import SearchConfig
 from overheard.recognition.recogniser import as_recogniser

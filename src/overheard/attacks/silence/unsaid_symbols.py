@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.output_layer import OutputRun
-from overheard.attacks.repeat_hypotheses import Hypotheses, shown_inputs
+from overheard.attacks.silence.repeat_hypotheses import Hypotheses, shown_inputs
 
 SETTLING = 30
 """Frames added to a run so that the states in its middle have settled."""

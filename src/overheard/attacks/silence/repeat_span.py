@@ -13,7 +13,7 @@ from math import inf, isinf
 import torch
 
 from overheard.attacks.output_layer import OutputRun
-from overheard.attacks.repeat_hypotheses import Hypotheses, Move, Scored, best_along, moved, shown_inputs
+from overheard.attacks.silence.repeat_hypotheses import Hypotheses, Move, Scored, best_along, moved, shown_inputs
 
 CLEAR = 5.0
 """Times what the best hypothesis leaves out of the span, that the next ones leave at least; where states have settled,
