@@ -8,7 +8,7 @@ from overheard.attacks.output_layer import FrameEvidence
 from overheard.attacks.words import near_prefixes
 from overheard.attacks.words.filled_gaps import filled_gaps
 from overheard.attacks.words.growing_texts import Reading, joined_readings, readings
-from overheard.attacks.words.near_prefixes import edits
+from overheard.attacks.words.near_prefixes import Frame, edits
 from overheard.attacks.words.occupancy_noise import LEAST, unit_noise
 from overheard.attacks.words.prefix_fits import Occupancies, fit_prefixes, left_by_longer
 from overheard.attacks.words.prefix_marginals import Prefixes, designs, no_labels, with_tails
@@ -30,8 +30,8 @@ def evidence_of(
     return FrameEvidence(log_probs, occupancy, occupancy, identity, error, identity, variances, rows)
 
 
-def read(evidence: FrameEvidence) -> list[tuple[int, ...]]:
-    start, end = readings(evidence, list(range(1, 29)), 6)
+def read(evidence: FrameEvidence, hint: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+    start, end = readings(evidence, list(range(1, 29)), 6, hint)
     return [*start.texts, *end.texts, *joined_readings(start, end)]
 
 
@@ -175,3 +175,19 @@ def test_texts_of_unsure_and_of_sure_models_are_read(spread: float) -> None:
     text = tuple(torch.randint(1, 29, (13,), generator=generator).tolist())
     evidence = evidence_of(log_probs, text, generator)
     assert text in read(evidence)
+
+
+def test_a_prefix_goes_on_as_another_text_does_behind_the_same_labels() -> None:
+    """Six labels at once, more than are appended one by one; the other text is wrong ahead of them."""
+    log_probs, generator = drawn(40, 29, 2.0, 3)
+    text = tuple(torch.randint(1, 29, (14,), generator=generator).tolist())
+    evidence = evidence_of(log_probs, text, generator)
+    noise = unit_noise(evidence, list(range(29)))
+    target = torch.einsum("tij,tj->ti", noise, evidence.occupancy.clamp(min=0.0))
+    observed = Occupancies(log_probs, noise, target, torch.arange(29))
+    hint, labels = (7, 7, *text[2:13]), list(range(1, 29))
+    frame = next(at for at in range(40) if float(evidence.occupancy[at, text[11]]) > 1e-3)
+    prefix = prefix_of(log_probs, text[:6])
+    with_hint, without = (Frame(observed, labels, frame, 0, 60.0, said).explained(prefix)[0] for said in (hint, ()))
+    assert with_hint[0].cost <= 60.0 < without[0].cost
+    assert with_hint[0].text[:10] == text[:10]

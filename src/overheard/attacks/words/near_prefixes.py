@@ -85,6 +85,7 @@ class Frame:
         """Prefixes that explain the window or come near it, best first, and how many were edited to find them."""
         edited = 0
         found, known, done = self._nodes(beam), set(beam.texts), set[Text]()
+        first = min(found, key=lambda each: each.rank)
         for _ in range(EXPANSIONS):
             found.sort(key=lambda each: each.rank)
             node = next((each for each in found if each.text not in done), None)
@@ -103,7 +104,7 @@ class Frame:
                 found += fresh
         best = min(found, key=lambda each: each.rank)
         if best.cost > self.enough:
-            found += self._borrowed(best, known)
+            found += self._borrowed(first, known) + self._borrowed(best, known)
         return sorted(found, key=lambda each: each.rank), edited
 
     def _alike(self, ranked: list[Node]) -> bool:

@@ -23,6 +23,9 @@ from overheard.speech.alphabet import collapse
 LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
 """Between these is the occupancy that prefix beam search does not tell from none."""
 
+SHORT = 140
+"""Output frames up to which an utterance is short."""
+
 NEAR = 0.2
 """Score, relative to that of no text, below which local search comes before anything else that could be tried."""
 
@@ -41,7 +44,7 @@ class SearchConfig:
         prefixes: kept by prefix beam search, before integer least squares and, where nothing else settled it, after.
         edits: of each kind, scored in one round of local search.
         starts: lengths that are refitted, and texts that local search starts from.
-        evaluations: texts scored before the search gives up.
+        evaluations: texts of a short utterance scored before the search gives up; see `limit`.
         readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
         most_read: output frames up to which each of them is tried.
         fillings: texts that local search starts from then.
@@ -59,6 +62,10 @@ class SearchConfig:
     most_read: tuple[int, int] = (1000, 300)
     fillings: int = 3
     refits: int = 4
+
+    def limit(self, frames: int) -> int:
+        """Texts scored at most: of longer utterances fewer, as each takes longer, but no less than half as many."""
+        return int(self.evaluations * min(1.0, max(0.5, (SHORT / frames) ** 2)))
 
 
 def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
@@ -179,7 +186,7 @@ def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) 
 
 
 def _done(search: Search, config: SearchConfig, text: Text, settled: Settled) -> bool:
-    return settled(text) or len(search.scores) >= config.evaluations
+    return settled(text) or len(search.scores) >= config.limit(search.frames)
 
 
 def _mended(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
