@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import cycle
 
 from torch import Tensor
 
@@ -11,12 +10,12 @@ from overheard.attacks.words.filled_gaps import filled_gaps
 from overheard.attacks.words.growing_texts import Reading, joined_readings, readings
 from overheard.attacks.words.lattice_decoding import (
     average_label_occupancy,
-    label_occupancy,
     nearest_texts,
     rank_lengths,
 )
 from overheard.attacks.words.mended_texts import mended
 from overheard.attacks.words.prefix_decoding import prefix_texts
+from overheard.attacks.words.refitted_texts import refitted
 from overheard.attacks.words.scored_texts import Search, Text
 from overheard.speech.alphabet import collapse
 
@@ -39,7 +38,7 @@ class SearchConfig:
 
     Attributes:
         beam: partial texts kept in integer least squares.
-        ridges: errors of label occupancies that are assumed there, one after the other.
+        ridge: error of average symbols' occupancies that is assumed there.
         lengths: numbers of labels that are fitted once, likeliest first.
         prefixes: kept by prefix beam search, before integer least squares and, where nothing else settled it, after.
         edits: of each kind, scored in one round of local search.
@@ -52,7 +51,7 @@ class SearchConfig:
     """
 
     beam: int = 32
-    ridges: tuple[float, ...] = (0.3, 0.1, 0.03)
+    ridge: float = 0.3
     lengths: int = 16
     prefixes: tuple[int, int] = (64, 512)
     edits: int = 32
@@ -70,8 +69,8 @@ class SearchConfig:
 
 def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
     """Score texts until one is settled: from prefix beam search, then of every likely length by integer least squares,
-    refitted to themselves, then by local search from the best of these, then by reading from either end, then from a
-    wider beam, which costs most.
+    refitted to themselves; then by local search, if the best of these is near, by reading from either end, by local
+    search from the best of all, from a wider beam.
 
     Returns:
         texts that local search should start from, best first: the best of each way but local search, since texts of one
@@ -147,42 +146,36 @@ def _by_lengths(search: Search, config: SearchConfig, settled: Settled) -> None:
     target = evidence.whitener @ evidence.occupancy[:, search.symbols]
     # A doubled letter takes a frame more than average symbols do, so the length is known to within their number; the
     # first fit is already much better at the right length than beside it.
-    first: dict[int, Text] = {}
+    first: list[Text] = []
     for length in rank_lengths(evidence.log_probs, evidence.smoothed, evidence.whitener)[: config.lengths]:
         design = average_label_occupancy(evidence.log_probs, evidence.smoothed, length)
-        text = _fitted(search, config, target, design, config.ridges[0])
+        text = _fitted(search, config, target, design)
         if text is not None:
-            first[length] = text
+            first.append(text)
             if settled(text):
                 return
-    for length in sorted(first, key=lambda length: search.scores[first[length]])[: config.starts]:
-        best = first[length]
-        for ridge in config.ridges:
-            design = label_occupancy(evidence.log_probs, list(best))
-            text = _fitted(search, config, target, design, ridge)
-            if text is not None and search.scores[text] < search.scores[best]:
-                best = text
-                if settled(text):
-                    return
+    for text in sorted(first, key=lambda text: search.scores[text])[: config.starts]:
+        if settled(refitted(search, text, 0, len(text))):
+            return
 
 
-def _fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor, ridge: float) -> Text | None:
+def _fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor) -> Text | None:
     """The best of the texts that least squares ranks first; None where none of them has a path."""
     if design.shape[1] == 0:
         return None
-    texts = nearest_texts(search.evidence.whitener @ design, target, ridge, config.beam)[:4].tolist()
+    texts = nearest_texts(search.evidence.whitener @ design, target, config.ridge, config.beam)[:4].tolist()
     found = search.score(tuple(search.symbols[column] for column in text) for text in texts)
     return min(found, key=lambda text: found[text], default=None)
 
 
 def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
-    """Fit what is in doubt anew, then follow edits, in turn, until one of them no longer helps, the text is settled, or
-    the effort is spent."""
-    for way in cycle((_mended, _edited)):
-        before, text = text, way(search, config, text, settled)
-        if (way is _edited and text == before) or _done(search, config, text, settled):
+    """Fit what is in doubt anew, then follow edits, in turn, until no edit helps, the text is settled, or the effort is
+    spent."""
+    while True:
+        before = _mended(search, config, text, settled)
+        text = _edited(search, config, before, settled)
+        if text == before or _done(search, config, text, settled):
             return text
-    raise AssertionError("cycles do not end")
 
 
 def _done(search: Search, config: SearchConfig, text: Text, settled: Settled) -> bool:
