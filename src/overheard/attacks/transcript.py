@@ -203,7 +203,7 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
     tried: list[TextEvidence] = []
     for start in start_texts(search, config, settled):
         tried.append(explored(start, config))
-        if tried[-1].exact or len(search.scores) >= config.limit(search.frames):
+        if tried[-1].exact or config.spent(search):
             break
     if search.frames <= config.most_read[True] and not any(each.exact for each in tried):
         more = replace(config, evaluations=4 * config.evaluations)

@@ -33,3 +33,13 @@ def test_edits_that_lie_apart_are_tried_together() -> None:
     assert together(text, [first, beside, second, third]) == [(9, *text[1:10], *text[11:], 21)]
     assert together(text, [first, beside]) == []
     assert together((1, 1, 1), [(1, 1), (1, 1, 1, 1)]) == []
+
+
+def test_a_search_that_still_gets_nearer_goes_on_for_longer() -> None:
+    log_probs = torch.zeros(140, 3, dtype=torch.float64).log_softmax(dim=1)
+    none, identity = torch.zeros(140, dtype=torch.float64), torch.eye(140, dtype=torch.float64)
+    evidence = FrameEvidence(log_probs, log_probs, log_probs, identity, 1e-4, identity, none, torch.ones(3))
+    config = SearchConfig(evaluations=100)
+    for scored, best, spent in ((99, 0, False), (100, 90, False), (100, 10, True), (150, 140, False), (200, 199, True)):
+        scores = {(1,) * place: 2.0 - (place == best) for place in range(scored)}
+        assert config.spent(Search(evidence, [1, 2], scores)) == spent

@@ -43,7 +43,7 @@ class SearchConfig:
         prefixes: kept by prefix beam search, before integer least squares and, where nothing else settled it, after.
         edits: of each kind, scored in one round of local search.
         starts: lengths that are refitted, and texts that local search starts from.
-        evaluations: texts of a short utterance scored before the search gives up; see `limit`.
+        evaluations: texts of a short utterance scored before the search gives up; see `limit` and `spent`.
         readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
         most_read: output frames up to which each of them is tried.
         fillings: texts that local search starts from then.
@@ -63,8 +63,15 @@ class SearchConfig:
     refits: int = 4
 
     def limit(self, frames: int) -> int:
-        """Texts scored at most: of longer utterances fewer, as each takes longer, but no less than half as many."""
+        """Texts scored: of longer utterances fewer, as each takes longer, but no less than half as many."""
         return int(self.evaluations * min(1.0, max(0.5, (SHORT / frames) ** 2)))
+
+    def spent(self, search: Search) -> bool:
+        """Whether that many have been, and the last quarter of them in vain; twice as many at most."""
+        limit, scored = self.limit(search.frames), len(search.scores)
+        if not limit <= scored < 2 * limit:
+            return scored >= limit
+        return scored - list(search.scores).index(search.best()) > limit // 4
 
 
 def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
@@ -179,7 +186,7 @@ def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) 
 
 
 def _done(search: Search, config: SearchConfig, text: Text, settled: Settled) -> bool:
-    return settled(text) or len(search.scores) >= config.limit(search.frames)
+    return settled(text) or config.spent(search)
 
 
 def _mended(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
