@@ -5,6 +5,7 @@ from torch import Tensor
 
 from overheard.attacks.output_layer import FrameEvidence
 from overheard.attacks.words.mended_texts import mended
+from overheard.attacks.words.paired_edits import twice_edited
 from overheard.attacks.words.refitted_texts import refitted, with_more_or_fewer
 from overheard.attacks.words.scored_texts import Search, Text, occupancies
 
@@ -50,6 +51,15 @@ def test_a_wrong_stretch_is_found_and_mended_and_what_is_right_stays() -> None:
     search.score([wrong])
     assert mended(search, wrong, 4) == text
     assert mended(search, text, 4) == text
+
+
+def test_two_edits_side_by_side_are_one_step() -> None:
+    """A label too few and one too many behind it."""
+    search, text = spoken(240, 30)
+    wrong = (*text[:12], text[13], text[14], 3, *text[15:])
+    search.score([wrong])
+    assert twice_edited(search, wrong) == text
+    assert twice_edited(search, ()) == ()
 
 
 def test_no_text_and_no_stretch_are_left_alone() -> None:

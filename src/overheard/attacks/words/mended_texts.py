@@ -32,7 +32,7 @@ def mended(search: Search, text: Text, refits: int) -> Text:
         refits: texts that are fitted anew for each stretch.
     """
     doubt = search.doubt(text).tolist() if text else []
-    for first, stop in dict.fromkeys(_stretch(doubt, share) for share in DOUBTFUL if doubt):
+    for first, stop in dict.fromkeys(doubtful_stretch(doubt, share) for share in DOUBTFUL if doubt):
         if stop - first <= SHORT_STRETCH:
             texts = refilled(search.evidence, search.symbols, text, first, stop)
         else:
@@ -49,7 +49,7 @@ def mended(search: Search, text: Text, refits: int) -> Text:
     return text
 
 
-def _stretch(doubt: list[float], share: float) -> tuple[int, int]:
+def doubtful_stretch(doubt: list[float], share: float) -> tuple[int, int]:
     """The first label, and the one behind the last, of those about the most doubtful that are in doubt, too."""
     most = max(doubt)
     places = [place for place, each in enumerate(doubt) if each > share * most]

@@ -14,6 +14,7 @@ from overheard.attacks.words.lattice_decoding import (
     rank_lengths,
 )
 from overheard.attacks.words.mended_texts import mended
+from overheard.attacks.words.paired_edits import twice_edited
 from overheard.attacks.words.prefix_decoding import prefix_texts
 from overheard.attacks.words.refitted_texts import refitted
 from overheard.attacks.words.scored_texts import Search, Text
@@ -176,11 +177,13 @@ def _fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor
 
 
 def improve(search: Search, config: SearchConfig, text: Text, settled: Settled) -> Text:
-    """Fit what is in doubt anew, then follow edits, in turn, until no edit helps, the text is settled, or the effort is
-    spent."""
+    """Fit what is in doubt anew, then follow edits, in turn, until no edit and no two side by side help, the text is
+    settled, or the effort is spent."""
     while True:
         before = _mended(search, config, text, settled)
         text = _edited(search, config, before, settled)
+        if text == before and not _done(search, config, text, settled):
+            text = twice_edited(search, text)
         if text == before or _done(search, config, text, settled):
             return text
 
