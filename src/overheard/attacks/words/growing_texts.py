@@ -5,8 +5,8 @@ next label begins to be heard, long before it is likely, the fit fails by more t
 with errors of 1e-6, an occupancy of 1e-5 is seen. So a beam of prefixes follows the frames, ranked by what they leave
 unexplained and by their length, and nothing about the rest of the text is guessed.
 
-Three rules keep a beam on its way. Where several labels explain a window alike, none is taken: the prefix stays as it is
-until a later frame tells them apart. And where no label more explains a window, the last few labels are edited: a label
+Three rules keep a beam on its way. Where several labels explain a window alike, none is taken: the prefix stays as it
+is until a later frame tells them apart. Where no label more explains a window, the last few labels are edited: a label
 that the model finds next to impossible is not heard before one behind it is, and has to be put in front of that. Where
 that fails too, what another text has behind the same labels is tried.
 
