@@ -43,6 +43,9 @@ from overheard.speech.batching import collate
 
 MOST_DRIFT_ROUNDS = 6
 
+NEAREST = 32
+"""Texts an edit away, of each kind and of all of those scored, that tell the gap."""
+
 
 @dataclass(frozen=True)
 class TranscriptResult:
@@ -215,7 +218,7 @@ def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
 def _judged(search: Search, config: SearchConfig, text: Text) -> TextEvidence:
     evidence = search.evidence
     residual, floor = search.scores[text], _floor(search, text)
-    others = search.score(edits(search, text, config.edits))
+    others = search.nearest(text, edits(search, text, NEAREST), NEAREST)
     # Against a right text, which the observed occupancies equal, another's score is its distance.
     gap = min(others.values(), default=float("inf"))
     own = occupancies(evidence.log_probs, [text])[:, 0]

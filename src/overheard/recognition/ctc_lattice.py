@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 FLOOR = 1e-290
 # Keeps the floors' share of the likelihood under 1e-20 per state and frame.
-LOG_SMALLEST_MEETING = math.log(1e-260)
+SMALLEST_MEETING = 1e-260
+LOG_SMALLEST_MEETING = math.log(SMALLEST_MEETING)
 RESCALE_EVERY = 8
 LOWEST = torch.finfo(torch.float64).min
 # Room for two steps back, left of column 0.
@@ -144,6 +145,33 @@ def occupancy(lattice: Lattice) -> Float[Tensor, "T_plus_1 R W"]:
         joint = _add_steps(before, chains.skips[:count].double()).mul_(after)
         joint /= joint.sum(2, keepdim=True)
     return joint.masked_fill_(_padded(chains, len(joint))[:, :, None], 0.0)
+
+
+def occupancy_between(
+    emissions: Float[Tensor, "F V"],
+    chains: Chains,
+    before: Float[Tensor, "N W"],
+    after: Float[Tensor, "N W"],
+) -> Float[Tensor, "F N W"]:
+    """Posterior probability of each state at each of F frames within an utterance; zero where a chain fits no path.
+
+    Args:
+        emissions: probabilities of symbols, over each frame's best.
+        chains: N transcripts of one utterance, or parts of them.
+        before: messages of the frame before the first, on any scale.
+        after: messages of the frame behind the last, from the other end and with that frame's emission, on any scale.
+    """
+    symbols = chains.symbols
+    grid = emissions[:, symbols.flatten()].view(len(emissions), *symbols.shape) * chains.emits
+    messages = _stack_directions(grid, 0.0)
+    messages[0, :, PAD:] = torch.cat([before, after.flip(1)]) + FLOOR
+    _sweep_probabilities(messages, chains.skips)
+    count = len(symbols)
+    joint = _add_steps(messages[:-1, :count], chains.skips[:count].double())
+    joint *= messages[1:, count:, PAD:].flip(0, 2)
+    total = joint.sum(2, keepdim=True)
+    lost = (total < SMALLEST_MEETING).any(0)
+    return torch.where(lost, 0.0, joint.div_(total))
 
 
 def occupancy_tangent(

@@ -7,8 +7,9 @@ from torch import Tensor
 from overheard.attacks.output_layer import FrameEvidence
 from overheard.attacks.words import near_prefixes
 from overheard.attacks.words.filled_gaps import filled_gaps
-from overheard.attacks.words.growing_texts import Reading, joined_readings, readings
-from overheard.attacks.words.near_prefixes import Frame, edits
+from overheard.attacks.words.growing_texts import Reading
+from overheard.attacks.words.joined_readings import joined_readings, readings
+from overheard.attacks.words.near_prefixes import DOUBT, Frame, edits
 from overheard.attacks.words.occupancy_noise import LEAST, unit_noise
 from overheard.attacks.words.prefix_fits import Occupancies, fit_prefixes, left_by_longer
 from overheard.attacks.words.prefix_marginals import Prefixes, designs, no_labels, with_tails
@@ -31,7 +32,7 @@ def evidence_of(
 
 
 def read(evidence: FrameEvidence, hint: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
-    start, end = readings(evidence, list(range(1, 29)), 6, hint)
+    *_, (start, end) = readings(evidence, list(range(1, 29)), 6, hint)
     return [*start.texts, *end.texts, *joined_readings(start, end)]
 
 
@@ -86,7 +87,7 @@ def test_what_tails_leave_is_what_whole_prefixes_leave() -> None:
     for tails in ([(2,), (3,), (1,)], [(2, 3), (2, 2), (3, 2), (1, 4)]):
         more = len(tails[0])
         longer = with_tails(stem, tails, log_probs)
-        left = left_by_longer(observed, fit, longer, 9, more)
+        left = left_by_longer(observed, fit, stem, tails, 9, 9)
         torch.testing.assert_close(left, fit_prefixes(observed, longer, 9, 5 + 2 * more).cost, atol=1e-3, rtol=1e-6)
         assert int(left.argmin()) == 0
 
@@ -117,7 +118,7 @@ def test_edits_of_the_last_labels() -> None:
 def test_errors_become_independent_and_of_size_one() -> None:
     log_probs, generator = drawn(6, 4, 1.0, 3)
     evidence = evidence_of(log_probs, (1, 2), generator)
-    unit = unit_noise(evidence, [0, 1, 2, 3])
+    unit = unit_noise(evidence, [0, 1, 2, 3], 0.0)
     covariance = torch.linalg.inv(unit.mT @ unit)
     difference = log_probs.exp() - evidence.occupancy
     apart = covariance[0] - torch.diag(covariance[0].diagonal())
@@ -182,12 +183,13 @@ def test_a_prefix_goes_on_as_another_text_does_behind_the_same_labels() -> None:
     log_probs, generator = drawn(40, 29, 2.0, 3)
     text = tuple(torch.randint(1, 29, (14,), generator=generator).tolist())
     evidence = evidence_of(log_probs, text, generator)
-    noise = unit_noise(evidence, list(range(29)))
+    noise = unit_noise(evidence, list(range(29)), 0.0)
     target = torch.einsum("tij,tj->ti", noise, evidence.occupancy.clamp(min=0.0))
     observed = Occupancies(log_probs, noise, target, torch.arange(29))
     hint, labels = (7, 7, *text[2:13]), list(range(1, 29))
     frame = next(at for at in range(40) if float(evidence.occupancy[at, text[11]]) > 1e-3)
     prefix = prefix_of(log_probs, text[:6])
-    with_hint, without = (Frame(observed, labels, frame, 0, 60.0, said).explained(prefix)[0] for said in (hint, ()))
+    usual = (60.0 - DOUBT) / len(observed.wanted(frame))
+    with_hint, without = (Frame(observed, labels, frame, 0, usual, 0, said).explained(prefix)[0] for said in (hint, ()))
     assert with_hint[0].cost <= 60.0 < without[0].cost
     assert with_hint[0].text[:10] == text[:10]

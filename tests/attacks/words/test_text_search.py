@@ -41,5 +41,4 @@ def test_a_search_that_still_gets_nearer_goes_on_for_longer() -> None:
     evidence = FrameEvidence(log_probs, log_probs, log_probs, identity, 1e-4, identity, none, torch.ones(3))
     config = SearchConfig(evaluations=100)
     for scored, best, spent in ((99, 0, False), (100, 90, False), (100, 10, True), (150, 140, False), (200, 199, True)):
-        scores = {(1,) * place: 2.0 - (place == best) for place in range(scored)}
-        assert config.spent(Search(evidence, [1, 2], scores)) == spent
+        assert config.spent(Search(evidence, [1, 2], effort=float(scored), found_at=float(best))) == spent

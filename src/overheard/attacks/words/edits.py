@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from overheard.attacks.words.lattice_decoding import label_occupancy
+from overheard.attacks.words.nearby_texts import changed_labels
 from overheard.attacks.words.scored_texts import Search, Text
 
 APART = 4
@@ -35,7 +35,7 @@ def edits(search: Search, text: Text, each: int) -> list[Text]:
 
 def _misfit_by_label(search: Search, text: Text) -> tuple[Tensor, Tensor, Tensor]:
     """How large E is at each label, how much it wants each symbol there (L, V), and q' q (L, L), all whitened."""
-    design = search.whiten(label_occupancy(search.evidence.log_probs, list(text)))  # (T, L)
+    design = search.whiten(search.lattice(text).label_occupancy)
     misfit = search.misfit(text)
     return design.T.abs() @ misfit.norm(dim=1), design.T @ misfit, design.T @ design
 
@@ -123,12 +123,9 @@ def together(text: Text, better: list[Text]) -> list[Text]:
     and so on of them, too."""
     places: list[tuple[int, int, Text]] = []
     for other in better:
-        shortest = min(len(text), len(other))
-        start = next((place for place in range(shortest) if text[place] != other[place]), shortest)
-        same = next((back for back in range(shortest - start) if text[-1 - back] != other[-1 - back]), shortest - start)
-        stop = len(text) - same
+        start, stop, instead = changed_labels(text, other)
         if all(stop + APART <= low or high + APART <= start for low, high, _ in places):
-            places.append((start, stop, other[start : len(other) - same]))
+            places.append((start, stop, instead))
     combined = []
     while len(places) > 1:
         changed = text

@@ -18,17 +18,9 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import median
 
-import torch
-
-from overheard.attacks.output_layer import FrameEvidence
-from overheard.attacks.words.near_prefixes import Frame, Text
-from overheard.attacks.words.occupancy_noise import unit_noise
+from overheard.attacks.words.near_prefixes import TAIL, Frame, Text
 from overheard.attacks.words.prefix_fits import Occupancies
-from overheard.attacks.words.prefix_marginals import no_labels, together
-from overheard.speech.alphabet import BLANK
-
-DOUBT = 30.0
-"""Chi-square above what is usual up to which a prefix explains a window."""
+from overheard.attacks.words.prefix_marginals import Prefixes, no_labels, together
 
 MARGIN = 100.0
 """Chi-square beyond the best at which a prefix is given up."""
@@ -36,9 +28,18 @@ MARGIN = 100.0
 UNEXPLAINED = 2.0
 """Chi-square for each number that is taken to be usual at first."""
 
-PATIENCE = 12
+PATIENCE = 4
 """Frames, one after the other, that may be left unexplained, half as many by more than the margin; then reading on is
 in vain."""
+
+BACK = (0, 12, 36)
+"""Frames before it went astray from which it is taken up again."""
+
+AHEAD = 12
+"""Frames behind it that have to be reached then."""
+
+TRAIL = 64
+"""Frames of which the prefixes are kept."""
 
 MOST_EDITED = 40
 """Prefixes that are edited in one reading, and one for every fourth frame."""
@@ -46,14 +47,11 @@ MOST_EDITED = 40
 USUAL = 20
 """Frames that tell what is usual."""
 
+LONGEST = 100
+"""Frames before a window that a text with other last labels is tested on, at most."""
+
 SPARE = 2
 """Labels kept beyond those that have mass."""
-
-READINGS = 4
-"""Of each direction that are joined."""
-
-OVERLAPS = (4, 3, 2)
-"""Labels that two readings share where they are joined."""
 
 
 @dataclass(frozen=True)
@@ -73,63 +71,110 @@ class Reading:
         return Reading([text[::-1] for text in self.texts], self.explained[::-1])
 
 
-def readings(evidence: FrameEvidence, symbols: list[int], beam: int, hint: Text) -> tuple[Reading, Reading]:
-    """What is read from the beginning and what is read from the end.
+@dataclass(frozen=True)
+class _Place:
+    """Where a reading is.
+
+    Attributes:
+        beam: prefixes after the frames before this one.
+        frame: the next.
+        settled: labels that the alignment has left behind.
+        heard: frame of each label of the best prefix.
+        ever: for each frame, labels that the alignment had left behind in its window.
+        explained: the best prefix of the last window that was explained.
+        lost: windows since that were not, those that are far from it twice.
+    """
+
+    beam: Prefixes
+    frame: int
+    settled: int
+    heard: tuple[int, ...]
+    ever: tuple[int, ...]
+    explained: Text
+    lost: int
+
+
+class Reader:
+    """Reads from the beginning, with occupancies that are believed to different floors.
 
     Args:
-        evidence: of the output layer.
-        symbols: labels that the text may hold.
-        beam: prefixes kept from one frame to the next.
+        floors: the same occupancies with different errors.
+        labels: that the text may hold.
+        width: prefixes kept from one frame to the next.
         hint: a text that may be right in parts; what it says is tried where a reading does not go on by itself.
     """
-    heard = [BLANK, *symbols]
-    noise = unit_noise(evidence, heard)
-    # An occupancy below zero is an error.
-    target = torch.einsum("tij,tj->ti", noise, evidence.occupancy[:, heard].clamp(min=0.0))
-    rows = torch.zeros(evidence.log_probs.shape[1], dtype=torch.long, device=noise.device)
-    rows[heard] = torch.arange(len(heard), device=noise.device)
-    forwards = Occupancies(evidence.log_probs, noise, target, rows)
-    backwards = Occupancies(evidence.log_probs.flip(0), noise.flip(0), target.flip(0), rows)
-    return _read(forwards, symbols, beam, hint), _read(backwards, symbols, beam, hint[::-1]).turned()
 
+    def __init__(self, floors: list[Occupancies], labels: list[int], width: int, hint: Text) -> None:
+        self.floors, self.labels, self.width, self.hint = floors, labels, width, hint
+        self.left: list[list[float]] = [[] for _ in floors]
+        self.frames = len(floors[0].log_probs)
+        self.effort = MOST_EDITED + self.frames // 2
 
-def joined_readings(start: Reading, end: Reading) -> list[Text]:
-    """Texts that begin as a reading from the beginning does and end as one from the end does, wherever both share a few
-    labels."""
-    pairs = product(start.texts[:READINGS], end.texts[:READINGS])
-    return list(dict.fromkeys(text for pair, overlap in product(pairs, OVERLAPS) for text in _joined(*pair, overlap)))
+        self.trail: list[_Place] = []
 
+    def advance(self) -> bool:
+        """Read on to where the reading goes astray, from there once more with another floor; whether that led on."""
+        if not self.trail:
+            start = _Place(no_labels(self.floors[0].log_probs), 0, 0, (), (), (), 0)
+            self.trail = self._on([start], 0, self.frames)
+            return True
+        if self.trail[-1].frame == self.frames or self.effort <= 0:
+            return False
+        further = self._again()
+        self.trail = further or self.trail
+        return further is not None
 
-def _joined(start: Text, end: Text, overlap: int) -> list[Text]:
-    places: dict[Text, list[int]] = {}
-    for place in range(len(end) - overlap + 1):
-        places.setdefault(end[place : place + overlap], []).append(place)
-    return [
-        start[: stop - overlap] + end[place:]
-        for stop in range(overlap, len(start) + 1)
-        for place in places.get(start[stop - overlap : stop], [])
-    ]
+    @property
+    def reading(self) -> Reading:
+        """Prefixes where it is."""
+        return Reading(list(self.trail[-1].beam.texts), self.trail[-1].explained)
 
+    def _again(self) -> list[_Place] | None:
+        """The trail with another floor, from where it went astray or before; None where that leads nowhere."""
+        astray = self.trail[-1].frame
+        for back, floor in product(BACK, range(len(self.floors))):
+            before = [at for at in self.trail if at.lost == 0 and at.frame <= astray - PATIENCE - back]
+            found = self._on(before or self.trail[:1], floor, astray + AHEAD)
+            if found[-1].lost == 0:
+                return self._on(found, floor, self.frames)
+        return None
 
-def _read(observed: Occupancies, labels: list[int], width: int, hint: Text) -> Reading:
-    """Prefixes after the last frame, or where reading on was in vain, best first."""
-    beam, settled, left = no_labels(observed.log_probs), 0, list[float]()
-    explained, lost, effort = (), 0, MOST_EDITED + len(observed.log_probs) // 4
-    for frame in range(len(observed.log_probs)):
-        count = len(observed.wanted(frame))
-        enough = DOUBT + count * (median(left[-USUAL:]) if left else UNEXPLAINED)
-        found, edited = Frame(observed, labels, frame, settled, enough, hint).explained(beam)
-        kept = [each for each in found[:width] if each.rank < found[0].rank + MARGIN]
-        beam = together([each.prefix for each in kept])
+    def _on(self, trail: list[_Place], floor: int, stop: int) -> list[_Place]:
+        """The trail from its last place on with one floor, to a frame or where it goes astray."""
+        trail = list(trail)
+        while trail[-1].frame < min(stop, self.frames) and trail[-1].lost < PATIENCE and self.effort > 0:
+            trail = [*trail[-TRAIL:], self._step(trail[-1], floor)]
+        return trail
+
+    def _step(self, at: _Place, floor: int) -> _Place:
+        """One frame on."""
+        observed, left, frame = self.floors[floor], self.left[floor], at.frame
+        usual = median(left[-USUAL:]) if left else UNEXPLAINED
+        back = frame - _since(at.beam, at.heard, frame)
+        window = Frame(observed, self.labels, frame, at.settled, usual, back, self.hint)
+        found, edited = window.explained(at.beam)
+        self.effort -= edited
+        kept = [each for each in found[: self.width] if each.rank < found[0].rank + MARGIN]
+        beam, best = together([each.prefix for each in kept]), kept[0]
         settled = max(0, min(each.before(each.fit.now) for each in kept) - SPARE)
-        ever = max(0, min(each.before(each.fit.ever) for each in kept) - SPARE)
-        beam = beam.newest(2 * (max(len(text) for text in beam.texts) - min(ever, settled)) + 1)
-        left.append(kept[0].cost / count)
-        if kept[0].cost <= enough:
-            explained, lost = kept[0].text, 0
-        else:
-            lost += 2 if kept[0].cost > enough + MARGIN else 1
-        effort -= edited
-        if lost >= PATIENCE or effort < 0:
-            break
-    return Reading(list(beam.texts), explained)
+        ever = (*at.ever, max(0, min(each.before(each.fit.ever) for each in kept) - SPARE))
+        heard = at.heard[: len(best.text)] + (frame,) * (len(best.text) - len(at.heard))
+        oldest = min([settled, *ever[_since(beam, heard, frame + 1) :]])
+        beam = beam.newest(2 * (max(len(text) for text in beam.texts) - oldest) + 1)
+        left.append(best.cost / len(observed.wanted(frame)))
+        if best.cost <= window.enough:
+            return _Place(beam, frame + 1, settled, heard, ever, best.text, 0)
+        lost = at.lost + (2 if best.cost > window.enough + MARGIN else 1)
+        return _Place(beam, frame + 1, settled, heard, ever, at.explained, lost)
+
+
+def _since(beam: Prefixes, heard: tuple[int, ...], frame: int) -> int:
+    """Frame from which on the last few labels were heard.
+
+    Args:
+        beam: prefixes.
+        heard: frame of each label of the best of them.
+        frame: the next.
+    """
+    place = max(0, min(len(text) for text in beam.texts) - TAIL - 1)
+    return max(frame - LONGEST, heard[place] if place < len(heard) else frame)

@@ -14,25 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from overheard.attacks.words.text_lattice import TextLattice
 from overheard.recognition.ctc import ctc_occupancy
-from overheard.recognition.ctc_lattice import build_chains, occupancy, solve
 from overheard.speech.alphabet import BLANK
 
 
 def label_occupancy(log_probs: Float[Tensor, "T V"], labels: list[int]) -> Float[Tensor, "T L"]:
     """q: probability of each frame being at each label of a text."""
-    count = len(labels)
-    if count == 0:
-        return log_probs.new_zeros(len(log_probs), 0)
-    chains = build_chains(
-        torch.tensor([labels], device=log_probs.device),
-        torch.tensor([len(log_probs)], device=log_probs.device),
-        torch.tensor([count], device=log_probs.device),
-        BLANK,
-    )
-    states = occupancy(solve(log_probs[:, None], chains).lattices[0])
-    # Columns are a start, then blanks and labels in turn, then an end.
-    return states[: len(log_probs), 0, 2 : 2 * count + 2 : 2]
+    return TextLattice(log_probs, tuple(labels)).label_occupancy
 
 
 def average_symbols(
@@ -116,8 +105,8 @@ def nearest_texts(
     texts = torch.zeros(1, 0, dtype=torch.long, device=design.device)
     costs = design.new_zeros(1)
     for row in range(labels - 1, -1, -1):
-        later = torch.nn.functional.one_hot(texts, symbols).to(design.dtype)  # (beam, labels after row, K)
-        wanted = turned[row] - torch.einsum("l,blk->bk", triangle[row, row + 1 :], later)
+        taken = triangle[row, row + 1 :].expand_as(texts)
+        wanted = turned[row] - design.new_zeros(len(texts), symbols).scatter_add_(1, texts, taken)
         diagonal = triangle[row, row]
         branch = costs[:, None] + wanted.square().sum(dim=1, keepdim=True) - 2 * diagonal * wanted + diagonal**2
         costs, picked = branch.flatten().topk(min(beam, branch.numel()), largest=False)

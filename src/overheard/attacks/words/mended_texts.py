@@ -38,7 +38,7 @@ def mended(search: Search, text: Text, refits: int) -> Text:
         else:
             places = range(first, stop, (stop - first) // PLACES)
             texts = with_more_or_fewer(text, places, DIFFERENCES)
-        found = search.score([text, *texts])
+        found = search.score([text]) | search.nearest(text, texts, refits)
         fitted = {
             refitted(search, start, max(0, first - WIDER), min(len(start), stop + len(start) - len(text) + WIDER))
             for start in sorted(found, key=lambda each: found[each])[:refits]

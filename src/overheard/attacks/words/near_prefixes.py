@@ -5,16 +5,22 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from overheard.attacks.words.prefix_fits import Fit, Occupancies, fit_prefixes, left_by_longer
+from overheard.attacks.words.prefix_fits import WINDOW, Fit, Occupancies, fit_prefixes, left_by_longer
 from overheard.attacks.words.prefix_marginals import Prefixes, with_tails
 
 Text = tuple[int, ...]
+
+DOUBT = 30.0
+"""Chi-square above what is usual up to which a prefix explains a window."""
 
 LABEL_COST = 15.0
 """Chi-square that a label more has to explain."""
 
 CHILDREN = 8
 """Texts, of the many near a prefix, that are fitted."""
+
+HOLDING = 3
+"""Edited prefixes that explain what was heard before the window, too; more are not looked for."""
 
 EXPANSIONS = 5
 """Prefixes, in one frame, that others are sought near."""
@@ -70,7 +76,9 @@ class Frame:
         labels: that a text may hold.
         frame: the window's last.
         settled: labels that the alignment has left behind by then.
-        enough: chi-square at which the window counts as explained.
+        usual: chi-square, for each number, that explained windows leave.
+        heard: frames back to where the last few labels began to be heard; a text with others in their place has to
+            explain all of these.
         hint: a text that may be right in parts.
     """
 
@@ -78,8 +86,14 @@ class Frame:
     labels: list[int]
     frame: int
     settled: int
-    enough: float
+    usual: float
+    heard: int
     hint: Text = ()
+
+    @property
+    def enough(self) -> float:
+        """Chi-square at which the window counts as explained."""
+        return DOUBT + self.usual * len(self.observed.wanted(self.frame))
 
     def explained(self, beam: Prefixes) -> tuple[list[Node], int]:
         """Prefixes that explain the window or come near it, best first, and how many were edited to find them."""
@@ -137,7 +151,22 @@ class Frame:
             for length, tails in by_length.items()
             for each in self._best(stem, fit, tails, known, node.cost + LABEL_COST * (depth - length) - LABEL_COST)
         ]
-        return sorted(found, key=lambda each: each.rank)[:CHILDREN]
+        return self._looking_back(found)
+
+    def _looking_back(self, nodes: list[Node]) -> list[Node]:
+        """The best few, with what they do not explain of the frames before the window in which the last labels were
+        heard."""
+        window = WINDOW + self.heard
+        more = len(self.observed.wanted(self.frame, window)) - len(self.observed.wanted(self.frame))
+        found, holding = list[Node](), 0
+        for node in sorted(nodes, key=lambda each: each.rank)[:CHILDREN]:
+            fit = fit_prefixes(self.observed, node.prefix, self.frame, self._columns(node.prefix), window)
+            added = max(0.0, float(fit.cost) - node.cost - DOUBT - self.usual * more)
+            found.append(replace(node, cost=node.cost + added))
+            holding += added == 0.0
+            if holding == HOLDING:
+                break
+        return found
 
     def _borrowed(self, node: Node, known: set[Text]) -> list[Node]:
         """Prefixes that go on as the hint does, from where both have the same labels, the last few left out or not."""
@@ -151,7 +180,7 @@ class Frame:
             known |= {stem.texts[0] + tail for tail in fresh}
             for count in sorted({len(tail) for tail in fresh}):
                 alike = [tail for tail in fresh if len(tail) == count]
-                found += self._nodes(with_tails(stem, alike, self.observed.log_probs))
+                found += self._looking_back(self._nodes(with_tails(stem, alike, self.observed.log_probs)))
         return [each for each in found if each.cost <= self.enough]
 
     def _best(self, stem: Prefixes, fit: Fit, tails: list[Text], known: set[Text], below: float) -> list[Node]:
@@ -159,9 +188,7 @@ class Frame:
         tails = [tail for tail in tails if stem.texts[0] + tail not in known]
         if not tails or not tails[0]:
             return []
-        short = replace(stem, forward=stem.forward[:, : self.frame + 1])
-        many = with_tails(short, tails, self.observed.log_probs[: self.frame + 1])
-        left = left_by_longer(self.observed, fit, many, self.frame, len(tails[0]))
+        left = left_by_longer(self.observed, fit, stem, tails, self.frame, self.heard)
         best = [tails[row] for row in left.argsort().tolist() if left[row] < below][:CHILDREN]
         return self._nodes(with_tails(stem, best, self.observed.log_probs)) if best else []
 

@@ -24,13 +24,20 @@ LIKELIHOOD = 3.0
 NEGATIVE = 2.5
 """Times the expected error by which a frame's lowest occupancy may be below zero; beyond, its errors count larger."""
 
-LEAST = 1e-9
+LEAST = 1e-6
 """Standard deviation that no error is taken to be below."""
 
 
-def unit_noise(evidence: FrameEvidence, symbols: list[int]) -> Float[Tensor, "T K K"]:
+def unit_noise(evidence: FrameEvidence, symbols: list[int], floor: float) -> Float[Tensor, "T K K"]:
     """Triangular maps of occupancies of some symbols, one for each frame, that make their errors independent and of
-    standard deviation 1 at most."""
+    standard deviation 1 at most.
+
+    Args:
+        evidence: of the output layer.
+        symbols: K of them.
+        floor: standard deviation of a further error, for what is not to be told apart.
+    """
+    least = max(floor, LEAST)
     probabilities = evidence.log_probs[:, symbols].exp()
     occupancy = evidence.occupancy[:, symbols]
     # A model that knows nothing has this loss; nearly all others are below.
@@ -43,7 +50,7 @@ def unit_noise(evidence: FrameEvidence, symbols: list[int]) -> Float[Tensor, "T 
     size = (own.square() + messages.square() + shared.square() + LEAST**2).sqrt()
     below = (-occupancy / size).amax(dim=1) / NEGATIVE
     own = own * below.clamp(min=1.0)[:, None]
-    covariance = torch.diag_embed(own.square() + messages.square() + LEAST**2) + shared[:, :, None] * shared[:, None, :]
+    covariance = torch.diag_embed(own.square() + messages.square() + least**2) + shared[:, :, None] * shared[:, None, :]
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(len(symbols), dtype=factor.dtype, device=factor.device)
     return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)

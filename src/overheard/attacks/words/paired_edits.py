@@ -28,9 +28,9 @@ def twice_edited(search: Search, text: Text) -> Text:
     first, stop = max(0, first - 1), min(len(text), stop + 1)
     if stop - first > MOST:
         return text
-    once = search.score(_edited_between(search, text, first, stop))
+    once = search.nearest(text, _edited_between(search, text, first, stop), KEPT)
     for other in sorted(once, key=lambda each: once[each])[:KEPT]:
-        twice = search.score(_edited_between(search, other, first, stop + len(other) - len(text)))
+        twice = search.nearest(other, _edited_between(search, other, first, stop + len(other) - len(text)), KEPT)
         best = min(twice, key=lambda each: twice[each], default=text)
         if search.scores[best] < search.scores[text]:
             return best

@@ -51,6 +51,20 @@ class Prefixes:
             self.texts, self.symbols[:, :states], self.skips[:, :states], self.forward[:, :, :states].contiguous()
         )
 
+    def between(self, start: int, stop: int) -> "Prefixes":
+        """In some frames."""
+        return Prefixes(self.texts, self.symbols, self.skips, self.forward[:, start:stop])
+
+    def behind(self, older: "Prefixes") -> "Prefixes":
+        """With older states of the one prefix whose two newest ones all of these end in."""
+        count = len(self.texts)
+        return Prefixes(
+            self.texts,
+            torch.cat([self.symbols, older.symbols[:, 2:].expand(count, -1)], dim=1),
+            torch.cat([self.skips, older.skips[:, 2:].expand(count, -1)], dim=1),
+            torch.cat([self.forward, older.forward[:, :, 2:].expand(count, -1, -1)], dim=2),
+        )
+
     def without(self, labels: int) -> "Prefixes":
         """Without their last labels."""
         return Prefixes(

@@ -11,7 +11,7 @@ from itertools import product
 
 import torch
 
-from overheard.attacks.words.lattice_decoding import label_occupancy, nearest_texts
+from overheard.attacks.words.lattice_decoding import nearest_texts
 from overheard.attacks.words.scored_texts import Search, Text
 
 RIDGES = (0.3, 0.1, 0.03)
@@ -57,7 +57,7 @@ def _refits(search: Search, text: Text, first: int, stop: int) -> list[Text]:
     if first >= stop:
         return []
     evidence, symbols = search.evidence, torch.tensor(search.symbols, device=search.evidence.log_probs.device)
-    share = label_occupancy(evidence.log_probs, list(text))
+    share = search.lattice(text).label_occupancy
     said = (torch.tensor(text, device=share.device)[:, None] == symbols).to(share)
     said[first:stop] = 0.0
     target = evidence.whitener @ (evidence.occupancy[:, symbols] - share @ said)

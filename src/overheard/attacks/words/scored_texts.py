@@ -2,20 +2,23 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from overheard.attacks.output_layer import FrameEvidence
-from overheard.attacks.words.lattice_decoding import label_occupancy
+from overheard.attacks.words.nearby_texts import nearby_occupancies
+from overheard.attacks.words.text_lattice import Text, TextLattice
 from overheard.recognition.ctc import ctc_occupancy
 from overheard.speech.alphabet import minimum_frames
 
 AT_ONCE = 2**20
 """Values of a lattice that are scored at once: what stays in a processor's cache."""
 
-Text = tuple[int, ...]
+LATTICES = 4
+"""Texts whose lattices are kept."""
 
 
 @dataclass
@@ -26,28 +29,73 @@ class Search:
         evidence: of the output layer.
         symbols: labels that the text may hold.
         scores: |W (gamma(y) - gamma_observed)| by text, Frobenius norm.
+        effort: what has been computed, in lattices of a whole text.
+        found_at: effort after which the best text so far had been scored.
     """
 
     evidence: FrameEvidence
     symbols: list[int]
     scores: dict[Text, float] = field(default_factory=dict)
+    effort: float = 0.0
+    found_at: float = 0.0
+    lattices: dict[Text, TextLattice] = field(default_factory=dict, repr=False)
 
     @property
     def frames(self) -> int:
         """Output frames."""
         return len(self.evidence.log_probs)
 
+    @cached_property
+    def gram(self) -> Float[Tensor, "T T"]:
+        """W' W."""
+        return self.evidence.whitener.T @ self.evidence.whitener
+
     def score(self, texts: Iterable[Text]) -> dict[Text, float]:
         """Scores of texts; those without a path are left out."""
         wanted = {text: None for text in texts if minimum_frames(text) <= self.frames}
         fresh = sorted((text for text in wanted if text not in self.scores), key=len)
+        before = min(self.scores.values(), default=torch.inf)
+        self.effort += len(fresh)
         while fresh:
             rows = max(1, AT_ONCE // (self.frames * (2 * len(fresh[-1]) + 3)))
             batch, fresh = fresh[-rows:], fresh[:-rows]
             misfit = occupancies(self.evidence.log_probs, batch) - self.evidence.occupancy[:, None]
             norms = torch.linalg.vector_norm(self.whiten(misfit), dim=(0, 2))
             self.scores |= dict(zip(batch, norms.tolist(), strict=True))
+        if min(self.scores.values(), default=torch.inf) < before:
+            self.found_at = self.effort
         return {text: self.scores[text] for text in wanted}
+
+    def nearest(self, text: Text, others: Iterable[Text], count: int) -> dict[Text, float]:
+        """Scores of those of other texts that promise most by the lattice about what they change of a text."""
+        wanted = {other: None for other in others if minimum_frames(other) <= self.frames and other != text}
+        found = {other: self.scores[other] for other in wanted if other in self.scores}
+        fresh = [other for other in wanted if other not in self.scores]
+        if len(fresh) <= count:
+            return self.score(wanted)
+        known = self.lattice(text)
+        misfit = self.evidence.occupancy - known.occupancy
+        pull = self.gram @ misfit
+        promise: dict[Text, float] = {}
+        for group in nearby_occupancies(self.evidence.log_probs, known, fresh):
+            own = group.frames
+            change = group.found - known.occupancy[own, None]
+            moved = (self.gram[own, own] @ change.flatten(1)).view_as(change)
+            gain = ((2.0 * pull[own, None] - moved) * change).sum(dim=(0, 2))
+            gain = torch.where(group.found[0].sum(dim=1) > 0, gain, -torch.inf)
+            promise |= dict(zip(group.texts, gain.tolist(), strict=True))
+            self.effort += len(group.texts) * (len(group.found) / self.frames) ** 2
+        best = sorted(promise, key=lambda other: -promise[other])[:count]
+        return found | self.score(best)
+
+    def lattice(self, text: Text) -> TextLattice:
+        """Of a text; the last few are kept."""
+        if text not in self.lattices:
+            while len(self.lattices) >= LATTICES:
+                del self.lattices[next(iter(self.lattices))]
+            self.lattices[text] = TextLattice(self.evidence.log_probs, text)
+            self.effort += 1
+        return self.lattices[text]
 
     def whiten(self, values: Tensor) -> Tensor:
         """W along the first dimension."""
@@ -59,11 +107,11 @@ class Search:
 
     def misfit(self, text: Text) -> Float[Tensor, "T V"]:
         """What a text does not explain, whitened."""
-        return self.whiten(self.evidence.occupancy - occupancies(self.evidence.log_probs, [text])[:, 0])
+        return self.whiten(self.evidence.occupancy - self.lattice(text).occupancy)
 
     def doubt(self, text: Text) -> Float[Tensor, " L"]:
         """How large that is where each label is."""
-        design = self.whiten(label_occupancy(self.evidence.log_probs, list(text)))
+        design = self.whiten(self.lattice(text).label_occupancy)
         return design.T.abs() @ self.misfit(text).norm(dim=1)
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from overheard.attacks.words.edits import double_exchanges, edits, together
 from overheard.attacks.words.filled_gaps import filled_gaps
-from overheard.attacks.words.growing_texts import Reading, joined_readings, readings
+from overheard.attacks.words.growing_texts import Reading
+from overheard.attacks.words.joined_readings import joined_readings, readings
 from overheard.attacks.words.lattice_decoding import (
     average_label_occupancy,
     nearest_texts,
@@ -26,7 +27,7 @@ LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
 SHORT = 140
 """Output frames up to which an utterance is short."""
 
-NEAR = 0.2
+NEAR = 0.1
 """Score, relative to that of no text, below which local search comes before anything else that could be tried."""
 
 Settled = Callable[[Text], bool]
@@ -42,7 +43,8 @@ class SearchConfig:
         ridge: error of average symbols' occupancies that is assumed there.
         lengths: numbers of labels that are fitted once, likeliest first.
         prefixes: kept by prefix beam search, before integer least squares and, where nothing else settled it, after.
-        edits: of each kind, scored in one round of local search.
+        edits: of each kind, looked at in one round of local search.
+        kept: of these, scored.
         starts: lengths that are refitted, and texts that local search starts from.
         evaluations: texts of a short utterance scored before the search gives up; see `limit` and `spent`.
         readings: prefixes kept in reading from either end, before the wider beam and where all else has failed.
@@ -55,7 +57,8 @@ class SearchConfig:
     ridge: float = 0.3
     lengths: int = 16
     prefixes: tuple[int, int] = (64, 512)
-    edits: int = 32
+    edits: int = 256
+    kept: int = 8
     starts: int = 6
     evaluations: int = 24000
     readings: tuple[int, int] = (6, 24)
@@ -69,10 +72,10 @@ class SearchConfig:
 
     def spent(self, search: Search) -> bool:
         """Whether that many have been, and the last quarter of them in vain; twice as many at most."""
-        limit, scored = self.limit(search.frames), len(search.scores)
-        if not limit <= scored < 2 * limit:
-            return scored >= limit
-        return scored - list(search.scores).index(search.best()) > limit // 4
+        limit = self.limit(search.frames)
+        if not limit <= search.effort < 2 * limit:
+            return search.effort >= limit
+        return search.effort - search.found_at > limit // 4
 
 
 def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[Text]:
@@ -127,18 +130,28 @@ def from_ends(search: Search, config: SearchConfig, wide: bool, settled: Settled
     better = search.frames <= config.most_read[wide]
     while better and not _done(search, config, search.best(), settled):
         hint = search.best()
-        start, end = readings(search.evidence, search.symbols, config.readings[wide], hint)
-        read, so_far = [*start.texts, *end.texts, *joined_readings(start, end)], Reading([hint], hint)
-        found = search.score([*read, *joined_readings(start, so_far), *joined_readings(so_far, end)])
+        start, end = _read(search, config.readings[wide], hint, settled)
         if settled(search.best()):
             return
-        better = False
-        found |= search.score(filled_gaps(search.evidence, search.symbols, start.explained, end.explained))
+        better, so_far = False, Reading([hint], hint)
+        read = [*joined_readings(start, so_far), *joined_readings(so_far, end)]
+        gaps = filled_gaps(search.evidence, search.symbols, start.explained, end.explained)
+        found = search.score([*read, *gaps])
         for text in sorted(found, key=lambda each: found[each])[: config.fillings]:
             improve(search, config, text, settled)
             better = search.best() != hint
             if better:
                 break
+
+
+def _read(search: Search, beam: int, hint: Text, settled: Settled) -> tuple[Reading, Reading]:
+    """Readings from both ends as far as they get, or until both joined are settled."""
+    start = end = Reading([()], ())
+    for start, end in readings(search.evidence, search.symbols, beam, hint):
+        search.score([*start.texts, *end.texts, *joined_readings(start, end)])
+        if settled(search.best()):
+            break
+    return start, end
 
 
 def _from_prefixes(search: Search, beam: int) -> None:
@@ -154,7 +167,7 @@ def _by_lengths(search: Search, config: SearchConfig, settled: Settled) -> None:
     target = evidence.whitener @ evidence.occupancy[:, search.symbols]
     # A doubled letter takes a frame more than average symbols do, so the length is known to within their number; the
     # first fit is already much better at the right length than beside it.
-    first: list[Text] = []
+    first, so_far = list[Text](), search.scores[search.best()]
     for length in rank_lengths(evidence.log_probs, evidence.smoothed, evidence.whitener)[: config.lengths]:
         design = average_label_occupancy(evidence.log_probs, evidence.smoothed, length)
         text = _fitted(search, config, target, design)
@@ -162,7 +175,10 @@ def _by_lengths(search: Search, config: SearchConfig, settled: Settled) -> None:
             first.append(text)
             if settled(text):
                 return
-    for text in sorted(first, key=lambda text: search.scores[text])[: config.starts]:
+    # Where a model is so sure of its frames that average symbols are no help, none of these is nearer than a text that
+    # it would write down.
+    nearer = [text for text in first if search.scores[text] < so_far]
+    for text in sorted(nearer, key=lambda text: search.scores[text])[: config.starts]:
         if settled(refitted(search, text, 0, len(text))):
             return
 
@@ -206,7 +222,7 @@ def _edited(search: Search, config: SearchConfig, text: Text, settled: Settled) 
     while not _done(search, config, text, settled):
         better: list[Text] = []
         for kind in (edits, double_exchanges):  # the second where nothing else helps
-            found = search.score(kind(search, text, config.edits))
+            found = search.nearest(text, kind(search, text, config.edits), config.kept)
             better = sorted((each for each in found if found[each] < search.scores[text]), key=lambda each: found[each])
             if better:
                 break
