@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import median
 
-from overheard.attacks.words.near_prefixes import TAIL, Frame, Text
+from overheard.attacks.words.near_prefixes import TAIL, Frame, Text, labels_before
 from overheard.attacks.words.prefix_fits import Occupancies
 from overheard.attacks.words.prefix_marginals import Prefixes, no_labels, together
 
@@ -47,7 +47,7 @@ MOST_EDITED = 40
 USUAL = 20
 """Frames that tell what is usual."""
 
-LONGEST = 100
+LONGEST = 60
 """Frames before a window that a text with other last labels is tested on, at most."""
 
 SPARE = 2
@@ -155,9 +155,11 @@ class Reader:
         found, edited = window.explained(at.beam)
         self.effort -= edited
         kept = [each for each in found[: self.width] if each.rank < found[0].rank + MARGIN]
-        beam, best = together([each.prefix for each in kept]), kept[0]
-        settled = max(0, min(each.before(each.fit.now) for each in kept) - SPARE)
-        ever = (*at.ever, max(0, min(each.before(each.fit.ever) for each in kept) - SPARE))
+        wholes, best = [window.whole(each) for each in kept], kept[0]
+        beam = together([prefix for prefix, _ in wholes])
+        settled = max(0, min(labels_before(prefix.texts[0], fit.now) for prefix, fit in wholes) - SPARE)
+        behind = max(0, min(labels_before(prefix.texts[0], fit.ever) for prefix, fit in wholes) - SPARE)
+        ever = (*at.ever, behind)
         heard = at.heard[: len(best.text)] + (frame,) * (len(best.text) - len(at.heard))
         oldest = min([settled, *ever[_since(beam, heard, frame + 1) :]])
         beam = beam.newest(2 * (max(len(text) for text in beam.texts) - oldest) + 1)

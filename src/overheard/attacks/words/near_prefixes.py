@@ -43,28 +43,31 @@ class Node:
     """A prefix and how it explains a window.
 
     Attributes:
-        prefix: one.
-        fit: of it.
+        stem: one prefix, or what the labels of `tail` are put behind.
         cost: chi-square, of the better text that it may become where that is not settled yet.
+        tail: labels; none where the fit is known.
+        fit: of the whole.
     """
 
-    prefix: Prefixes
-    fit: Fit
+    stem: Prefixes
     cost: float
+    tail: Text = ()
+    fit: Fit | None = None
 
     @property
     def text(self) -> Text:
         """Its labels."""
-        return self.prefix.texts[0]
+        return self.stem.texts[0] + self.tail
 
     @property
     def rank(self) -> float:
         """Chi-square with the labels' own."""
         return self.cost + LABEL_COST * len(self.text)
 
-    def before(self, states: Tensor) -> int:
-        """Labels before the newest states."""
-        return len(self.text) - (int(states) + 1) // 2
+
+def labels_before(text: Text, states: Tensor) -> int:
+    """Labels before the newest states."""
+    return len(text) - (int(states) + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -129,19 +132,28 @@ class Frame:
     def _nodes(self, prefixes: Prefixes) -> list[Node]:
         fit = fit_prefixes(self.observed, prefixes, self.frame, self._columns(prefixes))
         rows = range(len(prefixes.texts))
-        return [Node(prefixes.take([row]), fit.take([row]), float(fit.cost[row])) for row in rows]
+        return [Node(prefixes.take([row]), float(fit.cost[row]), (), fit.take([row])) for row in rows]
+
+    def whole(self, node: Node) -> tuple[Prefixes, Fit]:
+        """A node's prefix with its tail, and the fit of it."""
+        if node.fit is None:
+            node.stem, node.tail = with_tails(node.stem, [node.tail], self.observed.log_probs), ()
+            node.fit = fit_prefixes(self.observed, node.stem, self.frame, self._columns(node.stem))
+        return node.stem, node.fit
 
     def _columns(self, prefixes: Prefixes) -> int:
         return 2 * max(0, max(len(text) for text in prefixes.texts) - self.settled) + 1
 
     def _longer(self, node: Node, known: set[Text]) -> list[Node]:
         """Prefixes with one label more."""
-        return self._best(node.prefix, node.fit, [(label,) for label in self.labels], known, node.cost - LABEL_COST / 2)
+        tails = [(label,) for label in self.labels]
+        return self._best(*self.whole(node), tails, known, node.cost - LABEL_COST / 2)
 
     def _edited(self, node: Node, known: set[Text]) -> list[Node]:
         """Prefixes whose last labels are an edit away."""
-        depth = min(TAIL, len(node.text), (node.prefix.symbols.shape[1] - 1) // 2)
-        stem = node.prefix.without(depth)
+        prefix, _ = self.whole(node)
+        depth = min(TAIL, len(node.text), (prefix.symbols.shape[1] - 1) // 2)
+        stem = prefix.without(depth)
         fit = fit_prefixes(self.observed, stem, self.frame, self._columns(stem))
         by_length: dict[int, list[Text]] = {}
         for tail in edits(node.text[len(node.text) - depth :], self.labels):
@@ -160,7 +172,8 @@ class Frame:
         more = len(self.observed.wanted(self.frame, window)) - len(self.observed.wanted(self.frame))
         found, holding = list[Node](), 0
         for node in sorted(nodes, key=lambda each: each.rank)[:CHILDREN]:
-            fit = fit_prefixes(self.observed, node.prefix, self.frame, self._columns(node.prefix), window)
+            prefix, _ = self.whole(node)
+            fit = fit_prefixes(self.observed, prefix, self.frame, self._columns(prefix), window)
             added = max(0.0, float(fit.cost) - node.cost - DOUBT - self.usual * more)
             found.append(replace(node, cost=node.cost + added))
             holding += added == 0.0
@@ -171,8 +184,9 @@ class Frame:
     def _borrowed(self, node: Node, known: set[Text]) -> list[Node]:
         """Prefixes that go on as the hint does, from where both have the same labels, the last few left out or not."""
         found: list[Node] = []
-        for left_out in range(min(TAIL, len(node.text) - SHARED, (node.prefix.symbols.shape[1] - 1) // 2) + 1):
-            stem = node.prefix.without(left_out)
+        prefix, _ = self.whole(node)
+        for left_out in range(min(TAIL, len(node.text) - SHARED, (prefix.symbols.shape[1] - 1) // 2) + 1):
+            stem = prefix.without(left_out)
             shared = stem.texts[0][-SHARED:]
             places = [end for end in range(SHARED, len(self.hint)) if self.hint[end - SHARED : end] == shared]
             tails = {self.hint[end : end + count] for end in places for count in range(1, BORROWED + 1)}
@@ -189,8 +203,8 @@ class Frame:
         if not tails or not tails[0]:
             return []
         left = left_by_longer(self.observed, fit, stem, tails, self.frame, self.heard)
-        best = [tails[row] for row in left.argsort().tolist() if left[row] < below][:CHILDREN]
-        return self._nodes(with_tails(stem, best, self.observed.log_probs)) if best else []
+        best = [row for row in left.argsort().tolist() if left[row] < below][:CHILDREN]
+        return [Node(stem, float(left[row]), tails[row]) for row in best]
 
 
 def edits(tail: Text, labels: list[int]) -> list[Text]:

@@ -160,32 +160,33 @@ def designs(
     Returns:
         R = frames times K, the last frame first.
     """
+    first = max(0, frame - window + 1)
+    # In every frame back, masses come from two states more.
+    prefixes = prefixes.newest(columns + 2 * (frame - first))
     there = prefixes.forward[:, frame].isfinite()
     masses = torch.diag_embed(there.to(noise))[:, :, :columns]
+    entered = _entered_from(prefixes, first, frame)
     places = rows[prefixes.symbols]
     found = []
-    for time in range(frame, max(-1, frame - window), -1):
+    for time in range(frame, first - 1, -1):
         found.append(noise[time][:, places].transpose(0, 1) @ masses)
-        if time > max(0, frame - window + 1):
-            masses = _step_back(masses, _entered_from(prefixes, time - 1))
+        if time > first:
+            masses = _step_back(masses, entered[:, :, time - 1 - first])
     return torch.cat(found, dim=1), masses
 
 
-def _entered_from(prefixes: Prefixes, time: int) -> Float[Tensor, "3 P S"]:
-    """Shares of a state's mass that were, at a time before, in it, one column on and two columns on."""
-    forward = prefixes.forward[:, time]
+def _entered_from(prefixes: Prefixes, first: int, stop: int) -> Float[Tensor, "3 P T S"]:
+    """Shares of a state's mass that were, in each of some frames, in it, one column on and two columns on."""
+    forward = prefixes.forward[:, first:stop]
     ahead = torch.nn.functional.pad(forward, (0, 2), value=-torch.inf)
-    skipping = torch.where(prefixes.skips, ahead[:, 2:], -torch.inf)
-    return _shares(torch.stack([forward, ahead[:, 1:-1], skipping]))
-
-
-def _shares(logs: Float[Tensor, "M *rest"]) -> Float[Tensor, "M *rest"]:
-    """Softmax along the first dimension, zero where nothing is finite."""
-    return torch.nan_to_num(logs.softmax(dim=0))
+    skipping = torch.where(prefixes.skips[:, None], ahead[:, :, 2:], -torch.inf)
+    # Where nothing is finite, nothing came from anywhere.
+    return torch.nan_to_num(torch.stack([forward, ahead[:, :, 1:-1], skipping]).softmax(dim=0))
 
 
 def _step_back(masses: Float[Tensor, "P S U"], shares: Float[Tensor, "3 P S"]) -> Float[Tensor, "P S U"]:
-    before = shares[0][:, :, None] * masses
-    before[:, 1:] += (shares[1][:, :, None] * masses)[:, :-1]
-    before[:, 2:] += (shares[2][:, :, None] * masses)[:, :-2]
+    here, one, two = shares[:, :, :, None]
+    before = here * masses
+    before[:, 1:].addcmul_(one[:, :-1], masses[:, :-1])
+    before[:, 2:].addcmul_(two[:, :-2], masses[:, :-2])
     return before
