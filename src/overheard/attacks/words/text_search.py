@@ -27,8 +27,11 @@ LEAST_OCCUPANCY, MOST_OCCUPANCY = 1e-4, 1e-2
 SHORT = 140
 """Output frames up to which an utterance is short."""
 
-NEAR = 0.1
-"""Score, relative to that of no text, below which local search comes before anything else that could be tried."""
+LONG = 320
+"""Output frames from which on whole texts are dear."""
+
+NEAR, LONG_NEAR = 0.2, 0.1
+"""Score, relative to that of no text, below which local search comes before readings, and the same of long utterances."""
 
 Settled = Callable[[Text], bool]
 """Whether a text explains so much that searching on is in vain."""
@@ -99,7 +102,8 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
         return settled(search.best())
 
     def explains_most() -> bool:
-        return search.scores[search.best()] < NEAR * search.scores[()]
+        near = NEAR if search.frames < LONG else LONG_NEAR
+        return search.scores[search.best()] < near * search.scores[()]
 
     if (
         settles(lambda: search.score([(), tuple(label for label in greedy if label in search.symbols)]))
@@ -175,10 +179,10 @@ def _by_lengths(search: Search, config: SearchConfig, settled: Settled) -> None:
             first.append(text)
             if settled(text):
                 return
-    # Where a model is so sure of its frames that average symbols are no help, none of these is nearer than a text that
-    # it would write down.
-    nearer = [text for text in first if search.scores[text] < so_far]
-    for text in sorted(nearer, key=lambda text: search.scores[text])[: config.starts]:
+    # Where a model is so sure of its frames that average symbols are no help, none of these is nearer than what prefix
+    # beam search found, and refits of a long text are dear.
+    worth = [text for text in first if search.frames < LONG or search.scores[text] < so_far]
+    for text in sorted(worth, key=lambda text: search.scores[text])[: config.starts]:
         if settled(refitted(search, text, 0, len(text))):
             return
 
