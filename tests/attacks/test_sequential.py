@@ -142,6 +142,20 @@ def test_an_utterance_is_read_from_its_end(stride: int, num_frames: int, monkeyp
     assert mean_error(found, batch) < 1e-2
 
 
+def test_an_utterance_lost_from_both_ends_is_not_sought_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = sequential.decode_frames
+
+    def lost(*args):
+        found = decode(*args)
+        return dataclasses.replace(found, features=found.features[:-5], complete=False)
+
+    monkeypatch.setattr(sequential, "decode_frames", lost)
+    found = run(observe(wide_deepspeech1(), batch_of(60)))
+    assert not found.unique
+    assert len(found.features[0]) == 55
+    assert found.diagnostics["guesses"] < sequential.SequentialConfig().guesses
+
+
 def test_guesses_turn_to_what_is_known() -> None:
     edge = edges_of(*_span_of(wide_deepspeech1(), batch_of(30)), torch.Generator().manual_seed(0))[1]
     mean, speech = torch.ones(26), speech_like(20, 26)

@@ -37,6 +37,9 @@ ENOUGH = 2.75
 """Equations for each unknown of a window from which on most guesses of it lead somewhere."""
 TOLD = 2.0
 """Margin of a rank below which it is a guess."""
+FAR = 2
+"""Windows that a first window has to have led over to be taken for the right one."""
+
 MORE_STARTS = 24
 """Random frames that are tried where a decoder's own guesses of the next one fail."""
 
@@ -189,6 +192,12 @@ class _Utterance:
         return torch.stack([self.edge.turned(each) for each in self.refined.errors])
 
 
+def _lost_from_all(edges: list[Edge], lost: list[_Utterance]) -> bool:
+    """Whether an utterance that is alone was lost from every edge; first windows that fit by chance do not lead far."""
+    far = {each.edge.backwards for each in lost if len(each.features) > FAR * each.edge.layer.window}
+    return far >= {edge.backwards for edge in edges}
+
+
 def _find_utterances(
     observation: Observation,
     config: SequentialConfig,
@@ -211,7 +220,7 @@ def _find_utterances(
     frames = [each.expand(layer.stride, -1) for each in frames]
     tried = 0
     for edge, own in cycle(zip(edges, guesses, strict=True)):
-        if len(whole) == size or tried == config.guesses * size:
+        if len(whole) == size or tried == config.guesses * size or (size == 1 and _lost_from_all(edges, lost)):
             break
         tried += 1
         firsts = known_firsts(edge, known) + [edge.first(each.features) for each in lost if each.edge is edge]

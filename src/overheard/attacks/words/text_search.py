@@ -31,7 +31,7 @@ LONG = 320
 """Output frames from which on whole texts are dear."""
 
 NEAR, LONG_NEAR = 0.2, 0.1
-"""Score, relative to that of no text, below which local search comes before readings, and the same of long utterances."""
+"""Score, relative to that of no text, below which local search comes before readings; the same of long utterances."""
 
 Settled = Callable[[Text], bool]
 """Whether a text explains so much that searching on is in vain."""
