@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from overheard.attacks.output_layer import FrameEvidence
-from overheard.attacks.words import near_prefixes
+from overheard.attacks.words import growing_texts, joined_readings, near_prefixes
 from overheard.attacks.words.filled_gaps import filled_gaps
-from overheard.attacks.words.growing_texts import Reading
-from overheard.attacks.words.joined_readings import joined_readings, readings
+from overheard.attacks.words.growing_texts import Reader, Reading
+from overheard.attacks.words.joined_readings import readings
 from overheard.attacks.words.near_prefixes import DOUBT, Frame, edits
 from overheard.attacks.words.occupancy_noise import LEAST, unit_noise
 from overheard.attacks.words.prefix_fits import Occupancies, fit_prefixes, left_by_longer
@@ -33,7 +33,7 @@ def evidence_of(
 
 def read(evidence: FrameEvidence, hint: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
     *_, (start, end) = readings(evidence, list(range(1, 29)), 6, hint)
-    return [*start.texts, *end.texts, *joined_readings(start, end)]
+    return [*start.texts, *end.texts, *joined_readings.joined_readings(start, end)]
 
 
 def drawn(frames: int, symbols: int, spread: float, seed: int) -> tuple[Tensor, torch.Generator]:
@@ -138,14 +138,47 @@ def test_short_texts_are_read(text: tuple[int, ...], seed: int) -> None:
 
 
 def test_labels_that_the_model_finds_next_to_impossible_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are heard only once labels behind them are, and come in by edits of the last labels."""
+    """They are heard only once labels behind them are, and come in by edits of the last labels, or much later."""
     log_probs, generator = drawn(40, 29, 5.0, 12)
     text = (5, 9, 3, 12, 7, 3, 1, 3, 20, 6)
     log_probs[:, 3] -= 20.0
     evidence = evidence_of(log_probs.log_softmax(dim=1), text, generator)
+    monkeypatch.setattr(joined_readings, "FLOORS", (0.0,))
+    monkeypatch.setattr(growing_texts, "MOST_EDITED", 20)
     assert text in read(evidence)
     monkeypatch.setattr(near_prefixes, "TAIL", 0)
     assert text not in read(evidence)
+
+
+def test_a_label_that_was_heard_well_is_not_edited_once_the_window_has_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_probs, generator = drawn(100, 29, 3.0, 6)
+    log_probs[:, 0] += 6.0
+    text = tuple(torch.randint(1, 29, (18,), generator=generator).tolist())
+    evidence = evidence_of(log_probs.log_softmax(dim=1), text, generator, 1e-6)
+    assert text in read(evidence)
+    monkeypatch.setattr(growing_texts, "LONGEST", 0)
+    assert text not in read(evidence)
+
+
+def test_a_reading_that_goes_astray_is_taken_up_with_another_floor() -> None:
+    """One floor takes errors for a hundredth of what they are, the other for what they are."""
+    log_probs, generator = drawn(60, 29, 2.0, 5)
+    text = tuple(torch.randint(1, 29, (14,), generator=generator).tolist())
+    occupancy = evidence_of(log_probs, text, generator, 1e-5).occupancy
+    floors = [
+        Occupancies(log_probs, size * torch.eye(29).double().expand(60, 29, 29), size * occupancy, torch.arange(29))
+        for size in (1e7, 1e5)
+    ]
+    alone, both = (Reader(some, list(range(1, 29)), 6, ()) for some in (floors[:1], floors))
+    for reader in (alone, both):
+        assert reader.advance()
+        assert text not in reader.reading.texts
+    while both.advance():
+        pass
+    assert text in both.reading.texts
+    while alone.advance():
+        pass
+    assert text not in alone.reading.texts
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-1])
@@ -158,8 +191,8 @@ def test_neither_exact_nor_hopeless_occupancies_break_the_reading(error: float) 
 
 def test_readings_are_joined_where_they_share_labels() -> None:
     start, end = Reading([(1, 2, 3, 4, 9)], (1, 2)), Reading([(8, 3, 4, 5, 6)], (5, 6))
-    assert (1, 2, 3, 4, 5, 6) in joined_readings(start, end)
-    assert joined_readings(Reading([(1, 2)], ()), Reading([(3, 4)], ())) == []
+    assert (1, 2, 3, 4, 5, 6) in joined_readings.joined_readings(start, end)
+    assert joined_readings.joined_readings(Reading([(1, 2)], ()), Reading([(3, 4)], ())) == []
 
 
 def test_the_middle_between_known_ends_is_filled() -> None:

@@ -41,8 +41,8 @@ AHEAD = 12
 TRAIL = 64
 """Frames of which the prefixes are kept."""
 
-MOST_EDITED = 40
-"""Prefixes that are edited in one reading, and one for every fourth frame."""
+MOST_EDITED = 100
+"""Prefixes that are edited in one reading, and one for every second frame."""
 
 USUAL = 20
 """Frames that tell what is usual."""
@@ -134,8 +134,9 @@ class Reader:
         astray = self.trail[-1].frame
         for back, floor in product(BACK, range(len(self.floors))):
             before = [at for at in self.trail if at.lost == 0 and at.frame <= astray - PATIENCE - back]
-            found = self._on(before or self.trail[:1], floor, astray + AHEAD)
-            if found[-1].lost == 0:
+            ahead = min(astray + AHEAD, self.frames)
+            found = self._on(before or self.trail[:1], floor, ahead)
+            if found[-1].frame == ahead and found[-1].lost == 0:
                 return self._on(found, floor, self.frames)
         return None
 
