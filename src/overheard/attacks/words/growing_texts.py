@@ -5,13 +5,13 @@ next label begins to be heard, long before it is likely, the fit fails by more t
 with errors of 1e-6, an occupancy of 1e-5 is seen. So a beam of prefixes follows the frames, ranked by what they leave
 unexplained and by their length, and nothing about the rest of the text is guessed.
 
-Three rules keep a beam on its way. Where several labels explain a window alike, none is taken: the prefix stays as it
-is until a later frame tells them apart. Where no label more explains a window, the last few labels are edited: a label
-that the model finds next to impossible is not heard before one behind it is, and has to be put in front of that. Where
-that fails too, what another text has behind the same labels is tried.
+How a beam finds its way from frame to frame is in `near_prefixes`. It goes astray where many labels begin to be heard
+at once, some alignments running ahead of others: a wrong few explain that as well as the right ones. Where occupancies
+below a floor are not told from none, labels are heard one after the other; where the floor is too high, unlikely ones
+are not heard at all. So a reading that went astray is taken up again from there, or from before, with another floor.
 
-Labels can hide for long, in time that the model fills with blanks, and lead a reading astray; read from the other end,
-where time runs backwards and CTC is the same, other labels hide. Both readings are joined wherever they overlap.
+Labels can also hide for long, in time that the model fills with blanks; read from the other end, where time runs
+backwards and CTC is the same, other labels hide (`joined_readings`).
 """
 
 from dataclasses import dataclass
@@ -109,7 +109,6 @@ class Reader:
         self.left: list[list[float]] = [[] for _ in floors]
         self.frames = len(floors[0].log_probs)
         self.effort = MOST_EDITED + self.frames // 2
-
         self.trail: list[_Place] = []
 
     def advance(self) -> bool:

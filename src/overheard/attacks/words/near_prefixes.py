@@ -1,5 +1,11 @@
-"""Prefixes that explain a window where those of a beam do not: one label more, an edit of the last ones, or the labels
-that another text has behind the same ones."""
+"""Prefixes that explain a window where those of a beam do not.
+
+Four rules keep a beam on its way. Where several labels explain a window alike, none is taken: the prefix stays as it is
+until a later frame tells them apart. Where no label more explains a window, the last few labels are edited: a label
+that the model finds next to impossible is not heard before one behind it is, and has to be put in front of that. An
+edited prefix has to explain the frames in which those labels were heard, too, since a window that has left them behind
+would bear any in their place. Where that fails as well, what another text has behind the same labels is tried.
+"""
 
 from dataclasses import dataclass, replace
 

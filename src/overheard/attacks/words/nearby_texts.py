@@ -86,12 +86,12 @@ class _Window:
 
 
 def _window(known: TextLattice, start: int, stop: int) -> _Window:
-    """About labels from one place to another."""
+    """About labels from one place to another, and the blanks on either side, where others may be in their place."""
     passed = known.states.cumsum(dim=1)
-    first = max(0, int((1.0 - passed[:, 2 * start + 1] <= OUTSIDE).sum()) - EDGE)
-    last = min(len(passed), int((passed[:, 2 * stop] > OUTSIDE).sum()) + EDGE)
-    before = _edge(known, known.before[first], first - 1, 0, 2 * start + 2)
-    after = _edge(known, known.after[last], last, 2 * stop + 1, 2 * len(known.text) + 3)
+    first = max(0, int((1.0 - passed[:, 2 * start] <= OUTSIDE).sum()) - EDGE)
+    last = min(len(passed), int((passed[:, 2 * stop + 1] > OUTSIDE).sum()) + EDGE)
+    before = _edge(known, known.before[first], first - 1, 0, 2 * start + 1)
+    after = _edge(known, known.after[last], last, 2 * stop + 2, 2 * len(known.text) + 3)
     low = max(0, int(before.nonzero()[0]) - 1) // 2
     high = min(len(known.text), int(after.nonzero()[-1]) // 2)
     return _Window(slice(first, last), min(start, low), max(stop, high), before, after)
