@@ -25,7 +25,7 @@ EDGE = 3
 """Frames that a window is wider, either side."""
 
 TOGETHER = 6
-"""Labels apart that changes may begin and share a window."""
+"""Labels apart that changes may begin, or end, and share a window."""
 
 AT_ONCE = 2**20
 """Values of a lattice that are computed at once: what stays in a processor's cache."""
@@ -57,11 +57,14 @@ def changed_labels(text: Text, other: Text) -> tuple[int, int, Text]:
 def nearby_occupancies(
     log_probs: Float[Tensor, "T V"], known: TextLattice, texts: Sequence[Text]
 ) -> Iterator[Occupancies]:
-    """Occupancies of texts near a known one, group by group of those whose changes begin near each other."""
-    changes = sorted((*changed_labels(known.text, text)[:2], text) for text in texts)
+    """Occupancies of texts near a known one, group by group of those whose changes are near each other."""
+    changes = [(*changed_labels(known.text, text)[:2], text) for text in texts]
+    # Those that reach far last: two labels exchanged from afar would make the window of all beside them wide.
+    changes.sort(key=lambda each: (each[1] - each[0] > 2 * TOGETHER, each))
     while changes:
         start = changes[0][0]
-        count = next((at for at, each in enumerate(changes) if each[0] > start + TOGETHER), len(changes))
+        far = (start + TOGETHER, max(changes[0][1], start + 2 * TOGETHER) + TOGETHER)
+        count = next((at for at, each in enumerate(changes) if each[0] > far[0] or each[1] > far[1]), len(changes))
         group, changes = changes[:count], changes[count:]
         window = _window(known, start, max(stop for _, stop, _ in group))
         longest = max(len(text) for *_, text in group) - len(known.text) + window.stop - window.start
