@@ -7,6 +7,7 @@ from overheard.attacks.certificate import Certificate, certify
 from overheard.attacks.certificates.resimulation import trace
 from overheard.attacks.entries.sent_output import as_computed
 from overheard.attacks.ladder import LADDER, LadderConfig, climb
+from overheard.attacks.local_steps.joint import follow_steps
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import FLOAT32, run_output_layer
 from overheard.attacks.registry import AUTO, check_update, config_of, run_attack
@@ -79,6 +80,9 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
         return reconstruction
     model, update = observation.model, observation.update
     declared = observation.prior.transcripts
+    along_steps = None
+    if update.protocol.local_steps > 1 and declared is None:
+        reconstruction, along_steps = follow_steps(observation, reconstruction)
     traced = trace(model, reconstruction.features, update.protocol.mode) if certificate else None
     run = traced.run if traced else run_output_layer(model, reconstruction.features, update.protocol.mode)
     diagnostics = dict(reconstruction.diagnostics)
@@ -89,7 +93,7 @@ def complete(observation: Observation, reconstruction: Reconstruction, certifica
         transcripts: tuple[str | None, ...] = declared
         diagnostics["transcript_source"] = "declared"
     else:
-        found = recover_transcripts(model, update, reconstruction.features, run=run)
+        found = along_steps or recover_transcripts(model, update, reconstruction.features, run=run)
         transcripts = found.texts
         diagnostics |= {
             "transcript_source": "output layer",

@@ -60,6 +60,8 @@ class FrameEvidence:
         directions: (T_out, T_out) of time, one a column, in which errors are independent.
         variances: of the error of `occupancy` along each.
         rows: size of each symbol's error, relative to all of them (root mean square 1).
+        chains: behind several local steps, the share of each in the update and the model's log-probabilities at it, the
+            mean of whose probabilities `log_probs` then holds; empty for one step.
     """
 
     log_probs: Float[Tensor, "T V"]
@@ -70,6 +72,12 @@ class FrameEvidence:
     directions: Float[Tensor, "T T"]
     variances: Float[Tensor, " T"]
     rows: Float[Tensor, " V"]
+    chains: tuple[tuple[float, Float[Tensor, "T V"]], ...] = ()
+
+    @property
+    def weighted(self) -> tuple[tuple[float, Float[Tensor, "T V"]], ...]:
+        """Shares and log-probabilities over which a text's occupancies are summed."""
+        return self.chains or ((1.0, self.log_probs),)
 
 
 @contextmanager
@@ -141,14 +149,14 @@ def run_output_layer(
 
 def output_gradient(update: ClientUpdate, layer: str) -> Float[Tensor, "V C"] | None:
     """[dW | db] of the output layer, summed over utterances and averaged over local steps, float64, without db where
-    the layer has no bias; None where its weight was not shared."""
+    the layer has no bias; None where its weight was not shared. Weight decay's part is in it."""
     prefix = f"{layer}." if layer else ""
     if f"{prefix}weight" not in update.tensors:
         return None
     parts = [update.gradient(f"{prefix}weight")]
     if f"{prefix}bias" in update.tensors:
         parts.append(update.gradient(f"{prefix}bias")[:, None])
-    return torch.cat(parts, dim=1) * (update.protocol.num_utterances / update.protocol.local_steps)
+    return torch.cat(parts, dim=1) * (update.protocol.num_utterances / sum(update.protocol.step_weights))
 
 
 def relative_rounding(model: nn.Module, update: ClientUpdate, name: str) -> float:

@@ -10,8 +10,9 @@ can explain, and what the client's float32 forward-backward adds, found by runni
 **gap** is how far the nearest other text tried lies. A right text scores about the floor, a wrong one about the gap or
 more; the found text is exact when its score is nearer to the floor, on a logarithmic scale, where the two differ.
 
-After K steps of local SGD the output layer has moved, so that the mean gradient is not that of the weights the server
-sent. The difference is computed by running the K steps on the text found so far and subtracted until the text stays.
+After K steps of local SGD the update is the sum of K gradients at weights that nobody saw. The steps are run on the
+text found so far, moved so that they end where the client did (`local_steps.path`), and a text is judged by its
+occupancies at all of them, until it stays.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from overheard.attacks.local_steps.seen_output import SeenOutput, seen_along_steps
 from overheard.attacks.output_layer import (
     FLOAT32,
     FrameEvidence,
@@ -33,15 +35,16 @@ from overheard.attacks.output_layer import (
     run_output_layer,
 )
 from overheard.attacks.words.edits import edits
-from overheard.attacks.words.lattice_decoding import label_occupancy
-from overheard.attacks.words.scored_texts import Search, Text, likely_symbols, occupancies
-from overheard.attacks.words.text_search import SearchConfig, from_ends, improve, start_texts
-from overheard.federation.client import client_update, settings_of
+from overheard.attacks.words.scored_texts import Search, Text, likely_symbols, mean_occupancies, occupancies
+from overheard.attacks.words.text_search import SearchConfig, Settled, from_ends, improve, sketch, start_texts
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.recogniser import as_recogniser
-from overheard.speech.batching import collate
 
-MOST_DRIFT_ROUNDS = 6
+MOST_ROUNDS = 12
+"""Of several local steps, run on the text found so far."""
+
+SKETCH = {"evaluations": 400, "lengths": 8, "starts": 3}
+"""Effort of a round: a text is not worth a long search before the steps are about right."""
 
 NEAREST = 32
 """Texts an edit away, of each kind and of all of those scored, that tell the gap."""
@@ -59,6 +62,8 @@ class TranscriptResult:
         floor: what rounding makes of a right text's residual.
         gap: residual that the nearest other text tried would leave if the found one were right.
         evaluations: texts scored.
+        apart: how far the output layer's delta of these texts is from the observed one, relative to it; None behind one
+            step.
         reason: why a text is missing or not exact; None when all are exact.
     """
 
@@ -69,6 +74,7 @@ class TranscriptResult:
     floor: tuple[float, ...] = ()
     gap: tuple[float, ...] = ()
     evaluations: int = 0
+    apart: float | None = None
     reason: str | None = None
 
 
@@ -99,6 +105,7 @@ def recover_transcripts(
     features: Sequence[Float[Tensor, "_ F"]],
     config: SearchConfig | None = None,
     run: OutputRun | None = None,
+    guess: Sequence[Text] | None = None,
 ) -> TranscriptResult:
     """What was said in every utterance of an update.
 
@@ -108,6 +115,7 @@ def recover_transcripts(
         features: (T_i, F) of each of its N utterances.
         config: effort of the search.
         run: of these features, where there is one already.
+        guess: labels of each that are about right, where there are such, for several local steps.
     """
     config = config or SearchConfig()
     missing = TranscriptResult((None,) * len(features), (False,) * len(features))
@@ -124,10 +132,12 @@ def recover_transcripts(
     if gradient is None:
         return replace(missing, reason=f"the update holds no weight of {run.layer}, the layer that writes the logits")
     precision = relative_rounding(model, update, f"{run.layer}.weight" if run.layer else "weight")
-    if protocol.local_steps == 1:
-        found = _all_texts(run, gradient, precision, config)
+    apart = None
+    if protocol.local_steps == 1 and not protocol.weight_decay:
+        found = _all_texts(SeenOutput(run, gradient, precision), config)
     else:
-        found = _through_drift(model, update, features, run, gradient, precision, config)
+        texts = list(guess) if guess is not None else [()] * len(features)
+        found, apart = _along_steps(model, update, features, run.layer, precision, config, texts)
     alphabet = as_recogniser(model).alphabet
     exact = tuple(each.exact for each in found)
     return TranscriptResult(
@@ -138,26 +148,54 @@ def recover_transcripts(
         floor=tuple(each.floor for each in found),
         gap=tuple(each.gap for each in found),
         evaluations=sum(each.evaluations for each in found),
+        apart=apart,
         reason=None if all(exact) else f"{exact.count(False)} of {len(exact)} texts do not explain the update",
     )
 
 
-def _all_texts(
-    run: OutputRun, gradient: Float[Tensor, "V C"], precision: float, config: SearchConfig
-) -> list[TextEvidence]:
+def _all_texts(seen: SeenOutput, config: SearchConfig) -> list[TextEvidence]:
     """Utterance by utterance; where that makes some exact, their share is subtracted and the others tried again."""
     found: dict[int, TextEvidence] = {}
     known: dict[int, Tensor] = {}
-    while len(known) < len(run.logits):
-        evidence = frame_evidence(run, gradient, known, precision)
-        fresh = {index: _one_text(each, config) for index, each in evidence.items()}
+    while len(known) < len(seen.run.logits):
+        fresh = {index: _one_text(each, config) for index, each in seen.evidence(known).items()}
         found |= fresh
-        exact = {index: _share(run, index, each.text) for index, each in fresh.items() if each.exact}
+        exact = {index: seen.share(index, each.text) for index, each in fresh.items() if each.exact}
         known |= exact
-        total = sum(len(inputs) for inputs in run.inputs)
-        if not exact or total <= gradient.shape[1]:
+        total = sum(len(inputs) for inputs in seen.run.inputs)
+        if not exact or total <= seen.gradient.shape[1]:
             break  # with as many equations as frames, utterances do not stand in each other's way
-    return [found[index] for index in range(len(run.logits))]
+    return [found[index] for index in range(len(seen.run.logits))]
+
+
+def _along_steps(
+    model: nn.Module,
+    update: ClientUpdate,
+    features: Sequence[Tensor],
+    layer: str,
+    precision: float,
+    config: SearchConfig,
+    texts: list[Text],
+) -> tuple[list[TextEvidence], float]:
+    """Several local steps: search, run the steps on what was found, again, until it stays; the texts whose steps end
+    nearest to where the client's did, and how near."""
+    # Reading label by label takes one step's alignment for granted.
+    config = replace(config, most_read=(0, 0))
+    effort = replace(config, **SKETCH)
+    nearest, judged = float("inf"), list[TextEvidence]()
+    for _ in range(MOST_ROUNDS):
+        seen, apart = seen_along_steps(model, update, features, texts, layer, precision)
+        searches = [Search(each, likely_symbols(each)) for _, each in sorted(seen.evidence({}).items())]
+        fresh = [sketch(search, effort, text, _settled(search)) for search, text in zip(searches, texts, strict=True)]
+        if apart < nearest:
+            nearest = apart
+            judged = [_judged(search, config, text) for search, text in zip(searches, texts, strict=True)]
+        if fresh == texts:
+            if effort is config or all(each.exact for each in judged):
+                break
+            effort = config
+        texts = fresh
+    return judged, nearest
 
 
 def judge_texts(
@@ -165,7 +203,8 @@ def judge_texts(
 ) -> list[TextEvidence]:
     """What speaks for given texts of all utterances: each is judged with the others' share subtracted, and with no
     more than `largest` believed as the update's relative error."""
-    shares = {index: _share(run, index, text) for index, text in enumerate(texts)}
+    seen = SeenOutput(run, gradient, precision)
+    shares = {index: seen.share(index, text) for index, text in enumerate(texts)}
     judged = []
     for index, text in enumerate(texts):
         others = {other: share for other, share in shares.items() if other != index}
@@ -182,23 +221,25 @@ def rounding_of_sums(run: OutputRun, precision: float) -> float:
     return hypot(FLOAT32 * sqrt(sum(len(inputs) for inputs in run.inputs)), precision)
 
 
-def _share(run: OutputRun, index: int, text: Text) -> Float[Tensor, "T V"]:
-    log_probs = run.logits[index].log_softmax(dim=-1)
-    return log_probs.exp() - occupancies(log_probs, [text])[:, 0]
-
-
-def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
-    search = Search(evidence, likely_symbols(evidence))
+def _settled(search: Search) -> Settled:
+    """As the final judgement, with the gap that exchanging neighbours leaves to first order."""
+    evidence = search.evidence
 
     def settled(text: Text) -> bool:
-        """As the final judgement, with the gap that exchanging neighbours leaves to first order."""
         if text != search.best():
             return False
-        design = evidence.whitener @ label_occupancy(evidence.log_probs, list(text))
+        design = search.whiten(search.lattice(text).label_occupancy)
         steps = torch.cat([design.new_zeros(len(design), 1), design], dim=1).diff(dim=1) if text else design
         gap = sqrt(2) * float(steps.norm(dim=0).min()) if text else float(evidence.occupancy.norm())
         score = search.scores[text]
         return score < gap and score <= sqrt(_floor(search, text) * gap)
+
+    return settled
+
+
+def _one_text(evidence: FrameEvidence, config: SearchConfig) -> TextEvidence:
+    search = Search(evidence, likely_symbols(evidence))
+    settled = _settled(search)
 
     def explored(text: Text, config: SearchConfig) -> TextEvidence:
         return _judged(search, config, improve(search, config, text, settled))
@@ -221,7 +262,7 @@ def _judged(search: Search, config: SearchConfig, text: Text) -> TextEvidence:
     others = search.nearest(text, edits(search, text, NEAREST), NEAREST)
     # Against a right text, which the observed occupancies equal, another's score is its distance.
     gap = min(others.values(), default=float("inf"))
-    own = occupancies(evidence.log_probs, [text])[:, 0]
+    own = mean_occupancies(evidence.weighted, [text])[:, 0]
     signal = float((evidence.whitener @ (evidence.log_probs.exp() - own)).norm())
     return TextEvidence(
         text,
@@ -243,66 +284,17 @@ def _floor(search: Search, text: Text) -> float:
 def _rounding(search: Search, text: Text) -> float:
     """What float32 makes of CTC's own gradient for this text; PyTorch adds logarithms as large as the loss."""
     evidence = search.evidence
-    logits = evidence.log_probs.float()[:, None].requires_grad_()
-    targets = torch.tensor([text or (0,)], device=logits.device)
-    lengths = torch.tensor([len(evidence.log_probs)]), torch.tensor([len(text)])
-    with torch.enable_grad():
-        loss = functional.ctc_loss(logits.log_softmax(dim=-1), targets, *lengths, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, logits)
-    exact = evidence.log_probs.exp() - occupancies(evidence.log_probs, [text])[:, 0]
-    seen = float((evidence.whitener @ (gradient[:, 0].double() - exact)).norm())
-    # One run is one draw; the spacing of float32 numbers of the loss's size bounds the relative error of a message.
-    spacing = torch.finfo(torch.float32).eps * float(loss.detach())
-    return max(seen, spacing * float((evidence.whitener @ exact).norm()))
-
-
-def _through_drift(
-    model: nn.Module,
-    update: ClientUpdate,
-    features: Sequence[Tensor],
-    run: OutputRun,
-    gradient: Float[Tensor, "V C"],
-    precision: float,
-    config: SearchConfig,
-) -> list[TextEvidence]:
-    """Several local steps: search, run the steps on what was found, subtract what the moving weights did, again."""
-    corrected, before = gradient, None
-    found: list[TextEvidence] = []
-    # A text is not worth a long search before its drift is subtracted.
-    effort = replace(config, most_read=(0, 0))
-    for _ in range(MOST_DRIFT_ROUNDS):
-        found = _all_texts(run, corrected, precision, effort)
-        texts = [each.text for each in found]
-        if texts == before:
-            if effort is config or all(each.exact for each in found):
-                break
-            effort = config
-            continue
-        before = texts
-        stepped = output_gradient(_simulated(model, update, features, texts), run.layer)
-        assert stepped is not None  # the observed update has this layer
-        still = _gradient_of(run, texts, gradient.shape[1])
-        corrected = gradient - (stepped - still)
+    found = 0.0
+    for share, log_probs in evidence.weighted:
+        logits = log_probs.float()[:, None].requires_grad_()
+        targets = torch.tensor([text or (0,)], device=logits.device)
+        lengths = torch.tensor([len(log_probs)]), torch.tensor([len(text)])
+        with torch.enable_grad():
+            loss = functional.ctc_loss(logits.log_softmax(dim=-1), targets, *lengths, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, logits)
+        exact = log_probs.exp() - occupancies(log_probs, [text])[:, 0]
+        seen = float((evidence.whitener @ (gradient[:, 0].double() - exact)).norm())
+        # One run is one draw; the spacing of float32 numbers of the loss's size bounds the relative error of a message.
+        spacing = torch.finfo(torch.float32).eps * float(loss.detach())
+        found += share * max(seen, spacing * float((evidence.whitener @ exact).norm()))
     return found
-
-
-def _simulated(
-    model: nn.Module, update: ClientUpdate, features: Sequence[Tensor], texts: Sequence[Text]
-) -> ClientUpdate:
-    protocol = update.protocol
-    settings = settings_of(protocol)
-    parameter = next(model.parameters())
-    batch = collate([matrix.detach().to("cpu", parameter.dtype) for matrix in features], texts).to(parameter.device)
-    return client_update(model, batch, settings, protocol.model, protocol.weights)
-
-
-def _gradient_of(run: OutputRun, texts: Sequence[Text], columns: int) -> Float[Tensor, "V C"]:
-    """The output layer's gradient at the weights that the server sent, summed over utterances."""
-    total = run.inputs[0].new_zeros(run.logits[0].shape[1], columns)
-    for index, text in enumerate(texts):
-        share = _share(run, index, text)
-        inputs = run.inputs[index]
-        total[:, : inputs.shape[1]] += share.T @ inputs
-        if columns > inputs.shape[1]:
-            total[:, -1] += share.sum(dim=0)
-    return total

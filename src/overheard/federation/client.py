@@ -1,6 +1,6 @@
 """What one client computes from its own speech: the update it would share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
@@ -42,7 +42,12 @@ def settings_of(protocol: Protocol) -> ClientSettings:
 
 
 def client_update(
-    model: nn.Module, batch: Batch, settings: ClientSettings, model_name: str, weights: str
+    model: nn.Module,
+    batch: Batch,
+    settings: ClientSettings,
+    model_name: str,
+    weights: str,
+    each_step: Callable[[float], None] | None = None,
 ) -> ClientUpdate:
     """The update of one client; the model is left as it was.
 
@@ -52,6 +57,8 @@ def client_update(
         settings: how the client trains.
         model_name: how the server names the model, kept in the update.
         weights: fingerprint of the server's weights, kept in the update.
+        each_step: called behind the gradient of every local step and ahead of the step itself, with the factor by
+            which that gradient was clipped; what it changes of the weights it has to put back.
 
     Raises:
         InputError: the loss or a gradient is not finite.
@@ -60,7 +67,7 @@ def client_update(
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with _left_as_found(model, settings):
         if settings.kind == "gradient":
-            tensors = _clipped(_gradient(model, batch, parameters), settings.clip_norm)
+            tensors, _ = _clipped(_gradient(model, batch, parameters), settings.clip_norm)
         else:
             start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             optimiser = torch.optim.SGD(
@@ -70,7 +77,9 @@ def client_update(
                 weight_decay=settings.weight_decay,
             )
             for _ in range(settings.local_steps):
-                gradient = _clipped(_gradient(model, batch, parameters), settings.clip_norm)
+                gradient, factor = _clipped(_gradient(model, batch, parameters), settings.clip_norm)
+                if each_step is not None:
+                    each_step(factor)
                 for name, parameter in parameters.items():
                     parameter.grad = gradient[name]
                 optimiser.step()
@@ -91,12 +100,14 @@ def _gradient(model: nn.Module, batch: Batch, parameters: dict[str, nn.Parameter
     return named
 
 
-def _clipped(gradient: dict[str, Tensor], most: float | None) -> dict[str, Tensor]:
-    """The same, scaled down where its norm over all parameters is larger."""
+def _clipped(gradient: dict[str, Tensor], most: float | None) -> tuple[dict[str, Tensor], float]:
+    """The same, scaled down where its norm over all parameters is larger, and the factor."""
     if most is None:
-        return gradient
+        return gradient, 1.0
     norm = float(torch.stack([each.double().norm() for each in gradient.values()]).norm())
-    return {name: each * (most / norm) for name, each in gradient.items()} if norm > most else gradient
+    if norm <= most:
+        return gradient, 1.0
+    return {name: each * (most / norm) for name, each in gradient.items()}, most / norm
 
 
 @contextmanager

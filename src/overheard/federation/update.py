@@ -43,6 +43,22 @@ class Protocol:
     weight_decay: float = 0.0
     clip_norm: float | None = None
 
+    @property
+    def step_weights(self) -> tuple[float, ...]:
+        """How often each step's gradient is in a delta over minus its rate: momentum repeats it, decay takes some off.
+
+        SGD is linear in its gradients, so each weight is what becomes of a gradient of 1 in that step and of none in
+        others: 1 in the last one.
+        """
+        found = []
+        for step in range(self.local_steps):
+            weight, velocity = 0.0, 1.0
+            for _ in range(step, self.local_steps):
+                weight -= (self.learning_rate or 0.0) * velocity
+                velocity = self.momentum * velocity + self.weight_decay * weight
+            found.append(-weight / self.learning_rate if self.learning_rate else 1.0)
+        return tuple(found)
+
     def __post_init__(self) -> None:
         for name, value, choices in (("kind", self.kind, get_args(Kind)), ("mode", self.mode, get_args(Mode))):
             if value not in choices:

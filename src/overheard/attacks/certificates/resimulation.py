@@ -1,6 +1,6 @@
 """The client's computation once more, on a candidate, and how far two updates are apart, tensor by tensor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from overheard.attacks.certificates.switched_kinks import switched_kinks, watched_kinks
 from overheard.attacks.output_layer import OutputRun, run_output_layer, stored_format
 from overheard.attacks.received_update import ReceivedUpdate
-from overheard.attacks.words.scored_texts import Text
+from overheard.attacks.words.text_lattice import Text
 from overheard.federation.client import client_update, settings_of
 from overheard.federation.update import ClientUpdate, Mode
 from overheard.recognition.recurrence import Engine, Recurrence
@@ -91,12 +91,22 @@ def simulate(
     model: nn.Module, update: ClientUpdate, features: Sequence[Tensor], texts: Sequence[Text]
 ) -> dict[str, Tensor]:
     """What the client would have sent, in the number format in which the update came."""
+    return _as_stored(simulate_client(model, update, features, texts), update)
+
+
+def simulate_client(
+    model: nn.Module,
+    update: ClientUpdate,
+    features: Sequence[Tensor],
+    texts: Sequence[Text],
+    each_step: Callable[[float], None] | None = None,
+) -> dict[str, Tensor]:
+    """What the client would have computed; `each_step` as in `client_update`."""
     protocol = update.protocol
     settings = settings_of(protocol)
     batch = batch_for(model, features, texts)
     with _one_pass_engine(model):
-        shared = client_update(model, batch, settings, protocol.model, protocol.weights).tensors
-    return _as_stored(shared, update)
+        return client_update(model, batch, settings, protocol.model, protocol.weights, each_step).tensors
 
 
 def _as_stored(shared: dict[str, Tensor], update: ClientUpdate) -> dict[str, Tensor]:

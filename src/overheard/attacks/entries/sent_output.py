@@ -76,7 +76,7 @@ def fill_output(update: ClientUpdate, run: OutputRun) -> tuple[ReceivedUpdate, l
         return None
     unsaid = torch.cat(run.logits).softmax(dim=-1).T  # (V, P)
     # Updates are means over utterances, and sums over local steps.
-    unsaid = unsaid * (update.protocol.local_steps / update.protocol.num_utterances)
+    unsaid = unsaid * (sum(update.protocol.step_weights) / update.protocol.num_utterances)
     filled, open_symbols = matrix.clone(), []
     for row in range(len(matrix)):
         known = on & ~missing[row]

@@ -34,10 +34,19 @@ class LayerBehind:
     bias: Float[Tensor, " H"]
 
 
-def find_layer_behind(observation: Observation, windowed: WindowedLayer) -> LayerBehind | None:
-    """None where dropout hides units, or local steps changed what the layer was shown, or there is no such layer."""
+def find_layer_behind(
+    observation: Observation, windowed: WindowedLayer, known_drift: bool = False
+) -> LayerBehind | None:
+    """None where dropout hides units, or local steps changed what the layer was shown, or there is no such layer.
+
+    Args:
+        observation: all that the attacker sees.
+        windowed: the layer ahead of it.
+        known_drift: what local steps changed is known and subtracted.
+    """
     protocol = observation.update.protocol
-    layer = None if protocol.local_steps > 1 else find_pointwise_layer(observation.model, windowed)
+    unknown = protocol.local_steps > 1 and not known_drift
+    layer = None if unknown else find_pointwise_layer(observation.model, windowed)
     if layer is None or (protocol.mode == "train" and not _shown_alike(observation.model, layer.name, windowed)):
         return None
     module = observation.model.get_submodule(windowed.name)

@@ -8,7 +8,7 @@ the other layer's rank is tried.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from torch import Tensor, nn
 
 from overheard.attacks.entries.rounding import rounding_size, scales_of
-from overheard.attacks.noise.layer_behind import find_layer_behind
+from overheard.attacks.local_steps.layer_drift import layer_drift
+from overheard.attacks.noise.layer_behind import LayerBehind, find_layer_behind
 from overheard.attacks.noise.layer_fits import NoisyLayer
 from overheard.attacks.noise.likelihood import LikelyFeatures, most_likely_features
 from overheard.attacks.observation import Observation
@@ -25,6 +26,7 @@ from overheard.attacks.rank import NumericalRank, layer_matrix, rank_above_noise
 from overheard.attacks.spans.span_equations import normal_equations
 from overheard.attacks.spans.span_solver import projector_on_complement, row_space
 from overheard.attacks.windows import WindowedLayer
+from overheard.attacks.words.text_lattice import Text
 
 CLEAR_OF_NOISE = 2.0
 """Ratio of the last value to the most that noise reaches from which on no neighbour is tried."""
@@ -119,6 +121,39 @@ def recover_from_noise(
                 if _agreed(tried[chosen], second) and tried[chosen].excess <= CLEAR_EXCESS:
                     return tried[chosen]
     return max(tried.values(), key=lambda each: (_agreed(each, second), each.fits, -each.excess), default=None)
+
+
+def recover_along_steps(
+    observation: Observation,
+    windowed: WindowedLayer,
+    features: Sequence[Float[Tensor, "_ F"]],
+    texts: Sequence[Text],
+    generator: torch.Generator,
+) -> NoisyRecovery | None:
+    """Features that the windowed layer told, fitted anew with the layer behind it, whose inputs moved with several
+    local steps as far as features and texts tell; None where there is no such layer.
+
+    Args:
+        observation: all that the attacker sees.
+        windowed: the layer that sees windows.
+        features: (T_i, F) of each utterance, from the windowed layer alone or from a fit before this one.
+        texts: labels of each, about right.
+        generator: of the draws that predict the error.
+    """
+    behind = find_layer_behind(observation, windowed, known_drift=True)
+    first = _first_witness(observation, windowed)
+    if behind is None or first is None:
+        return None
+    moved = layer_drift(observation.model, observation.update, features, texts, windowed.name, behind.name)
+    weight = moved.means[f"{windowed.name}.weight"].flatten(1)[:, windowed.order].cpu()
+    bias = moved.means.get(f"{windowed.name}.bias", behind.bias).cpu()
+    second = _witness_behind(observation, replace(behind, weight=weight, bias=bias), moved.drift.cpu())
+    if second is None:
+        return None
+    witnesses = (first, second)
+    likely = most_likely_features(features, [each.layer for each in witnesses], windowed, generator)
+    positions = sum(windowed.num_positions(len(each)) for each in features)
+    return _recovery(likely, positions, max(each.found.margin for each in witnesses), witnesses)
 
 
 def _agreed(found: NoisyRecovery, second: _Witness | None) -> bool:
@@ -223,8 +258,11 @@ def _starts(
     return found or None
 
 
-def _whitened(observation: Observation, name: str) -> tuple[Float[Tensor, "R C"], Float[Tensor, " C"]] | None:
-    """Rows of [dW | db] that are not zero, over the scales of their rounding, and the columns' scales.
+def _whitened(
+    observation: Observation, name: str, drift: Float[Tensor, "R K"] | None = None
+) -> tuple[Float[Tensor, "R C"], Float[Tensor, " C"]] | None:
+    """Rows of [dW | db] that are not zero, over the scales of their rounding, and the columns' scales; less a known
+    part of dW.
 
     A scale common to all entries is left in. Rows need no scale of their own afterwards: it goes into the gradients.
     """
@@ -236,6 +274,8 @@ def _whitened(observation: Observation, name: str) -> tuple[Float[Tensor, "R C"]
     sizes = [rounding_size(tensor) for tensor in stored]
     matrix = matrix.cpu()
     alive = (matrix != 0).any(dim=1)
+    if drift is not None:
+        matrix = matrix - nn.functional.pad(drift, (0, matrix.shape[1] - drift.shape[1]))
     matrix = matrix[alive]
     if any(each is None for each in sizes) or len(alive) != len(stored[0]):
         return matrix, torch.ones(matrix.shape[1], dtype=matrix.dtype)
@@ -263,8 +303,14 @@ def _first_witness(observation: Observation, windowed: WindowedLayer) -> _Witnes
 def _second_witness(observation: Observation, windowed: WindowedLayer) -> _Witness | None:
     """The layer behind; None where its inputs are no function of the windows, or there is none."""
     behind = find_layer_behind(observation, windowed)
-    found = None if behind is None else _whitened(observation, behind.name)
-    if behind is None or found is None or found[0].shape[1] - len(behind.weight) not in (0, 1):
+    return None if behind is None else _witness_behind(observation, behind)
+
+
+def _witness_behind(
+    observation: Observation, behind: LayerBehind, drift: Float[Tensor, "R K"] | None = None
+) -> _Witness | None:
+    found = _whitened(observation, behind.name, drift)
+    if found is None or found[0].shape[1] - len(behind.weight) not in (0, 1):
         return None
     (matrix, scales), weight, bias, activation = found, behind.weight, behind.bias, behind.activation
     on = (matrix[:, : len(weight)] != 0).any(dim=0)

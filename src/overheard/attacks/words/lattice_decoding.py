@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from overheard.attacks.words.text_lattice import TextLattice
+from overheard.attacks.words.text_lattice import Chains, TextLattice
 from overheard.recognition.ctc import ctc_occupancy
 from overheard.speech.alphabet import BLANK
 
@@ -37,7 +37,7 @@ def average_symbols(
 
 
 def rank_lengths(
-    log_probs: Float[Tensor, "T V"],
+    chains: Chains,
     observed: Float[Tensor, "T V"],
     whitener: Float[Tensor, "T T"],
     at_once: int = 12,
@@ -46,8 +46,8 @@ def rank_lengths(
 
     The misfit has one valley over the length, so a grid that closes in on it is enough.
     """
-    frames = len(log_probs)
-    generic = average_symbols(log_probs, observed, 2)
+    frames = len(observed)
+    generic = [(share, average_symbols(log_probs, observed, 2)) for share, log_probs in chains]
     wanted = observed[:, BLANK + 1 :].sum(dim=1)
     misfits: dict[int, float] = {}
     low, high = 0, frames
@@ -62,27 +62,31 @@ def rank_lengths(
 
 
 def _length_misfits(
-    generic: Float[Tensor, "T 3"], wanted: Float[Tensor, " T"], whitener: Float[Tensor, "T T"], lengths: list[int]
+    generic: Chains, wanted: Float[Tensor, " T"], whitener: Float[Tensor, "T T"], lengths: list[int]
 ) -> list[float]:
     if not lengths:
         return []
     # Two equal symbols in turn, since a symbol that follows itself would need a blank between.
-    turns = torch.arange(max(1, max(lengths)), device=generic.device) % 2 + 1
-    found = ctc_occupancy(
-        generic[:, None].expand(-1, len(lengths), -1),
-        turns.expand(len(lengths), -1),
-        [len(generic)] * len(lengths),
-        lengths,
-    )
-    labels = found[:, :, 1:].sum(dim=2)  # (T, number of lengths)
+    turns = torch.arange(max(1, max(lengths)), device=wanted.device) % 2 + 1
+    labels = wanted.new_zeros(len(wanted), len(lengths))
+    for share, log_probs in generic:
+        found = ctc_occupancy(
+            log_probs[:, None].expand(-1, len(lengths), -1),
+            turns.expand(len(lengths), -1),
+            [len(log_probs)] * len(lengths),
+            lengths,
+        )
+        labels = labels + share * found[:, :, 1:].sum(dim=2)
     return (whitener @ (labels - wanted[:, None])).square().sum(dim=0).tolist()
 
 
-def average_label_occupancy(
-    log_probs: Float[Tensor, "T V"], observed: Float[Tensor, "T V"], length: int
-) -> Float[Tensor, "T L"]:
+def average_label_occupancy(chains: Chains, observed: Float[Tensor, "T V"], length: int) -> Float[Tensor, "T L"]:
     """q of a text of so many average symbols."""
-    return label_occupancy(average_symbols(log_probs, observed, length), list(range(1, length + 1)))
+    labels = list(range(1, length + 1))
+    found = [
+        share * label_occupancy(average_symbols(log_probs, observed, length), labels) for share, log_probs in chains
+    ]
+    return torch.stack(found).sum(dim=0)
 
 
 def nearest_texts(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from overheard.attacks.output_layer import FrameEvidence
 from overheard.attacks.words.nearby_texts import nearby_occupancies
-from overheard.attacks.words.text_lattice import Text, TextLattice
+from overheard.attacks.words.text_lattice import Chains, MeanLattice, Text, TextLattice
 from overheard.recognition.ctc import ctc_occupancy
 from overheard.speech.alphabet import minimum_frames
 
@@ -38,7 +38,7 @@ class Search:
     scores: dict[Text, float] = field(default_factory=dict)
     effort: float = 0.0
     found_at: float = 0.0
-    lattices: dict[Text, TextLattice] = field(default_factory=dict, repr=False)
+    lattices: dict[Text, TextLattice | MeanLattice] = field(default_factory=dict, repr=False)
 
     @property
     def frames(self) -> int:
@@ -59,7 +59,7 @@ class Search:
         while fresh:
             rows = max(1, AT_ONCE // (self.frames * (2 * len(fresh[-1]) + 3)))
             batch, fresh = fresh[-rows:], fresh[:-rows]
-            misfit = occupancies(self.evidence.log_probs, batch) - self.evidence.occupancy[:, None]
+            misfit = mean_occupancies(self.evidence.weighted, batch) - self.evidence.occupancy[:, None]
             norms = torch.linalg.vector_norm(self.whiten(misfit), dim=(0, 2))
             self.scores |= dict(zip(batch, norms.tolist(), strict=True))
         if min(self.scores.values(), default=torch.inf) < before:
@@ -73,9 +73,10 @@ class Search:
         fresh = [other for other in wanted if other not in self.scores]
         if len(fresh) <= count:
             return self.score(wanted)
-        known = self.lattice(text)
-        misfit = self.evidence.occupancy - known.occupancy
-        pull = self.gram @ misfit
+        pull = self.gram @ (self.evidence.occupancy - self.lattice(text).occupancy)
+        # What an edit changes of the mean over local steps is much what it changes at the mean of their probabilities.
+        known = TextLattice(self.evidence.log_probs, text) if self.evidence.chains else self.lattice(text)
+        assert isinstance(known, TextLattice)
         promise: dict[Text, float] = {}
         for group in nearby_occupancies(self.evidence.log_probs, known, fresh):
             own = group.frames
@@ -88,12 +89,13 @@ class Search:
         best = sorted(promise, key=lambda other: -promise[other])[:count]
         return found | self.score(best)
 
-    def lattice(self, text: Text) -> TextLattice:
+    def lattice(self, text: Text) -> TextLattice | MeanLattice:
         """Of a text; the last few are kept."""
         if text not in self.lattices:
             while len(self.lattices) >= LATTICES:
                 del self.lattices[next(iter(self.lattices))]
-            self.lattices[text] = TextLattice(self.evidence.log_probs, text)
+            chains = self.evidence.chains
+            self.lattices[text] = MeanLattice(chains, text) if chains else TextLattice(self.evidence.log_probs, text)
             self.effort += 1
         return self.lattices[text]
 
@@ -123,6 +125,12 @@ def occupancies(log_probs: Float[Tensor, "T V"], texts: list[Text]) -> Float[Ten
         row[: len(text)] = torch.tensor(text, dtype=torch.long)
     many = log_probs[:, None].expand(-1, len(texts), -1)
     return ctc_occupancy(many, targets, [len(log_probs)] * len(texts), [len(text) for text in texts])
+
+
+def mean_occupancies(chains: Chains, texts: list[Text]) -> Float[Tensor, "T N V"]:
+    """The same, the mean over local steps."""
+    found = [share * occupancies(log_probs, texts) for share, log_probs in chains]
+    return torch.stack(found).sum(dim=0)
 
 
 def likely_symbols(evidence: FrameEvidence) -> list[int]:

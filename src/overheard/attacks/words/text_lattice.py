@@ -1,5 +1,7 @@
 """The lattice of one text: where the alignment is in each frame, and messages that other texts' lattices start from."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -8,6 +10,9 @@ from overheard.recognition.ctc_lattice import PAD, build_chains, occupancy, solv
 from overheard.speech.alphabet import BLANK
 
 Text = tuple[int, ...]
+
+Chains = Sequence[tuple[float, Float[Tensor, "T V"]]]
+"""Shares and log-probabilities over which occupancies are summed: one for a gradient, one for each local step."""
 
 
 class TextLattice:
@@ -46,3 +51,25 @@ class TextLattice:
     def label_occupancy(self) -> Float[Tensor, "T L"]:
         """q: probability of each frame being at each label."""
         return self.states[:, 2 : 2 * len(self.text) + 2 : 2]
+
+
+class MeanLattice:
+    """Of one text, the mean over several local steps.
+
+    Args:
+        chains: share and (T, V) log-probabilities of each step.
+        text: with a path.
+
+    Attributes:
+        text: the same.
+        occupancy: (T, V) gamma.
+        label_occupancy: (T, L) q.
+    """
+
+    def __init__(self, chains: Chains, text: Text) -> None:
+        lattices = [(share, TextLattice(log_probs, text)) for share, log_probs in chains]
+        self.text = text
+        self.occupancy: Tensor = torch.stack([share * each.occupancy for share, each in lattices]).sum(dim=0)
+        self.label_occupancy: Tensor = torch.stack([share * each.label_occupancy for share, each in lattices]).sum(
+            dim=0
+        )
