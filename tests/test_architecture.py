@@ -53,6 +53,7 @@ ATTACK_LAYERS = {
     "words": set(),
     "gradient_matching": {"spans"},
     "certificates": {"words", "gradient_matching"},
+    "local_steps": {"words", "certificates"},
     "deepspeech2": set(),
     "silence": set(),
 }

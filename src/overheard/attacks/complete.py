@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any, Literal
 
+from overheard.attacks.along_steps import follow_steps
 from overheard.attacks.certificate import Certificate, certify
 from overheard.attacks.certificates.resimulation import trace
 from overheard.attacks.entries.sent_output import as_computed
 from overheard.attacks.ladder import LADDER, LadderConfig, climb
-from overheard.attacks.local_steps.joint import follow_steps
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.output_layer import FLOAT32, run_output_layer
 from overheard.attacks.registry import AUTO, check_update, config_of, run_attack

@@ -36,15 +36,13 @@ from overheard.attacks.output_layer import (
 )
 from overheard.attacks.words.edits import edits
 from overheard.attacks.words.scored_texts import Search, Text, likely_symbols, mean_occupancies, occupancies
-from overheard.attacks.words.text_search import SearchConfig, Settled, from_ends, improve, sketch, start_texts
+from overheard.attacks.words.sketched_texts import sketch
+from overheard.attacks.words.text_search import SearchConfig, Settled, from_ends, improve, start_texts
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.recogniser import as_recogniser
 
-MOST_ROUNDS = 12
-"""Of several local steps, run on the text found so far."""
-
-SKETCH = {"evaluations": 400, "lengths": 8, "starts": 3}
-"""Effort of a round: a text is not worth a long search before the steps are about right."""
+MOST_ROUNDS, PATIENCE = 12, 3
+"""Of several local steps, run on the text found so far; rounds that may end no nearer to where the client did."""
 
 NEAREST = 32
 """Texts an edit away, of each kind and of all of those scored, that tell the gap."""
@@ -179,21 +177,28 @@ def _along_steps(
 ) -> tuple[list[TextEvidence], float]:
     """Several local steps: search, run the steps on what was found, again, until it stays; the texts whose steps end
     nearest to where the client's did, and how near."""
-    # Reading label by label takes one step's alignment for granted.
-    config = replace(config, most_read=(0, 0))
-    effort = replace(config, **SKETCH)
-    nearest, judged = float("inf"), list[TextEvidence]()
+    nearest, judged, stalled = float("inf"), list[TextEvidence](), 0
+    thorough = False
     for _ in range(MOST_ROUNDS):
         seen, apart = seen_along_steps(model, update, features, texts, layer, precision)
         searches = [Search(each, likely_symbols(each)) for _, each in sorted(seen.evidence({}).items())]
-        fresh = [sketch(search, effort, text, _settled(search)) for search, text in zip(searches, texts, strict=True)]
+        for search, text in zip(searches, texts, strict=True):
+            search.score([(), text])
+        # A text is not worth a long search before the steps are about right.
+        fresh = [
+            improve(search, config, text, _settled(search)) if thorough else sketch(search, config, text)
+            for search, text in zip(searches, texts, strict=True)
+        ]
+        stalled += 1
         if apart < nearest:
-            nearest = apart
+            nearest, stalled = apart, 0
             judged = [_judged(search, config, text) for search, text in zip(searches, texts, strict=True)]
         if fresh == texts:
-            if effort is config or all(each.exact for each in judged):
+            if thorough or all(each.exact for each in judged):
                 break
-            effort = config
+            thorough = True
+        if stalled == PATIENCE:
+            break
         texts = fresh
     return judged, nearest
 

@@ -8,7 +8,7 @@ the other layer's rank is tried.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,6 @@ from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from torch import Tensor, nn
 
 from overheard.attacks.entries.rounding import rounding_size, scales_of
-from overheard.attacks.local_steps.layer_drift import layer_drift
 from overheard.attacks.noise.layer_behind import LayerBehind, find_layer_behind
 from overheard.attacks.noise.layer_fits import NoisyLayer
 from overheard.attacks.noise.likelihood import LikelyFeatures, most_likely_features
@@ -26,7 +25,6 @@ from overheard.attacks.rank import NumericalRank, layer_matrix, rank_above_noise
 from overheard.attacks.spans.span_equations import normal_equations
 from overheard.attacks.spans.span_solver import projector_on_complement, row_space
 from overheard.attacks.windows import WindowedLayer
-from overheard.attacks.words.text_lattice import Text
 
 CLEAR_OF_NOISE = 2.0
 """Ratio of the last value to the most that noise reaches from which on no neighbour is tried."""
@@ -123,32 +121,26 @@ def recover_from_noise(
     return max(tried.values(), key=lambda each: (_agreed(each, second), each.fits, -each.excess), default=None)
 
 
-def recover_along_steps(
+def fit_with_layer_behind(
     observation: Observation,
     windowed: WindowedLayer,
     features: Sequence[Float[Tensor, "_ F"]],
-    texts: Sequence[Text],
+    behind: LayerBehind,
+    drift: Float[Tensor, "R K"],
     generator: torch.Generator,
 ) -> NoisyRecovery | None:
-    """Features that the windowed layer told, fitted anew with the layer behind it, whose inputs moved with several
-    local steps as far as features and texts tell; None where there is no such layer.
+    """Features that are about right, fitted anew to both layers; None where one's update is not there.
 
     Args:
         observation: all that the attacker sees.
         windowed: the layer that sees windows.
-        features: (T_i, F) of each utterance, from the windowed layer alone or from a fit before this one.
-        texts: labels of each, about right.
+        features: (T_i, F) of each utterance.
+        behind: the layer behind it, with the weights by which it is shown its inputs.
+        drift: a part of its weight's update that those inputs do not explain, subtracted.
         generator: of the draws that predict the error.
     """
-    behind = find_layer_behind(observation, windowed, known_drift=True)
-    first = _first_witness(observation, windowed)
-    if behind is None or first is None:
-        return None
-    moved = layer_drift(observation.model, observation.update, features, texts, windowed.name, behind.name)
-    weight = moved.means[f"{windowed.name}.weight"].flatten(1)[:, windowed.order].cpu()
-    bias = moved.means.get(f"{windowed.name}.bias", behind.bias).cpu()
-    second = _witness_behind(observation, replace(behind, weight=weight, bias=bias), moved.drift.cpu())
-    if second is None:
+    first, second = _first_witness(observation, windowed), _witness_behind(observation, behind, drift)
+    if first is None or second is None:
         return None
     witnesses = (first, second)
     likely = most_likely_features(features, [each.layer for each in witnesses], windowed, generator)

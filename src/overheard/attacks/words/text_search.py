@@ -120,24 +120,6 @@ def start_texts(search: Search, config: SearchConfig, settled: Settled) -> list[
     return list(dict.fromkeys([*starts, *ranked]))[: config.starts]
 
 
-def sketch(search: Search, config: SearchConfig, start: Text, settled: Settled) -> Text:
-    """A text that is about right, where what is known of the occupancies is not exact yet.
-
-    Args:
-        search: of one utterance.
-        config: its effort.
-        start: what the text was taken for before.
-        settled: whether a text is the right one.
-    """
-    search.score([(), start])
-    if start and settled(start):
-        return start
-    _by_lengths(search, config, settled)
-    # What is not exact yet may hide all of a text, but no text is no start.
-    best = min((text for text in search.scores if text), key=lambda text: search.scores[text], default=())
-    return improve(search, config, best, settled)
-
-
 def from_ends(search: Search, config: SearchConfig, wide: bool, settled: Settled) -> None:
     """Score readings from either end, both joined, each joined with the best text so far, and texts that fill what lies
     between them; local search from the best of these; and again, with what that found for a hint, until a text is
@@ -192,7 +174,7 @@ def _by_lengths(search: Search, config: SearchConfig, settled: Settled) -> None:
     first, so_far = list[Text](), search.scores[search.best()]
     for length in rank_lengths(evidence.weighted, evidence.smoothed, evidence.whitener)[: config.lengths]:
         design = average_label_occupancy(evidence.weighted, evidence.smoothed, length)
-        text = _fitted(search, config, target, design)
+        text = fitted(search, config, target, design)
         if text is not None:
             first.append(text)
             if settled(text):
@@ -205,7 +187,7 @@ def _by_lengths(search: Search, config: SearchConfig, settled: Settled) -> None:
             return
 
 
-def _fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor) -> Text | None:
+def fitted(search: Search, config: SearchConfig, target: Tensor, design: Tensor) -> Text | None:
     """The best of the texts that least squares ranks first; None where none of them has a path."""
     if design.shape[1] == 0:
         return None

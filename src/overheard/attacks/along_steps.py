@@ -2,8 +2,8 @@
 
 The layer that sees windows is shown the same at every step and tells the features by itself, as exactly as the weights'
 rounding lets it. The layers behind it moved, and tell nothing until one knows how. Words follow from those features
-(`transcript`), the steps from both, what the layer behind was shown from the steps (`layer_drift`), better features
-from that layer, and so on while the steps end nearer to where the client's did.
+(`transcript`), the steps from both, what the layer behind was shown from the steps (`local_steps.layer_drift`), better
+features from that layer, and so on while the steps end nearer to where the client's did.
 """
 
 from dataclasses import replace
@@ -11,7 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from overheard.attacks.noise.noisy_span import NoisyRecovery, recover_along_steps
+from overheard.attacks.local_steps.layer_drift import layer_drift
+from overheard.attacks.noise.layer_behind import LayerBehind, find_layer_behind
+from overheard.attacks.noise.noisy_span import NoisyRecovery, fit_with_layer_behind
 from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.transcript import TranscriptResult, recover_transcripts
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
@@ -23,6 +25,9 @@ MOST_ROUNDS = 4
 
 FITS = 2
 """Of features with the same words: what the layer behind was shown follows from features, too."""
+
+HOPELESS = 0.1
+"""Likely relative error of the features above which nothing is sought: no step is right on such."""
 
 STANDS_STILL = 0.5
 """How far the steps may still end from the client's, relative to the round before, for another round."""
@@ -37,14 +42,21 @@ def follow_steps(observation: Observation, reconstruction: Reconstruction) -> tu
     """
     model, update = observation.model, observation.update
     features = reconstruction.features
+    error = max(reconstruction.diagnostics.get("likely_errors") or [0.0])
+    if error > HOPELESS:
+        reason = (
+            f"the features are off by about {error:.1g} of their size, and the local steps cannot be followed on such"
+        )
+        nothing = TranscriptResult((None,) * len(features), (False,) * len(features), reason=reason)
+        return reconstruction, nothing
     words = recover_transcripts(model, update, features)
-    front_end = as_recogniser(model).front_end
-    windowed = find_windowed_layer(model, front_end.num_features)
+    windowed = find_windowed_layer(model, as_recogniser(model).front_end.num_features)
+    behind = None if windowed is None else find_layer_behind(observation, windowed, known_drift=True)
     for _ in range(MOST_ROUNDS):
         texts = _labels(observation, words)
-        if windowed is None or texts is None or words.apart is None:
+        if windowed is None or behind is None or texts is None or words.apart is None:
             break
-        found = _refitted(observation, windowed, list(features), texts)
+        found = _refitted(observation, windowed, behind, list(features), texts)
         if found is None:
             break
         recovery, change = found
@@ -68,16 +80,27 @@ def _labels(observation: Observation, words: TranscriptResult) -> list[Text] | N
 
 
 def _refitted(
-    observation: Observation, windowed: WindowedLayer, features: list[Tensor], texts: list[Text]
+    observation: Observation,
+    windowed: WindowedLayer,
+    behind: LayerBehind,
+    features: list[Tensor],
+    texts: list[Text],
 ) -> tuple[NoisyRecovery, float] | None:
     """The last fit, and how much it changed, relative to the features; None where it does not come to an end."""
     found, change = None, 0.0
     for _ in range(FITS):
-        found = recover_along_steps(observation, windowed, features, texts, torch.Generator().manual_seed(0))
+        moved = layer_drift(observation.model, observation.update, features, texts, windowed.name, behind.name)
+        mean = replace(
+            behind,
+            weight=moved.means[f"{windowed.name}.weight"].flatten(1)[:, windowed.order].cpu(),
+            bias=moved.means.get(f"{windowed.name}.bias", behind.bias).cpu(),
+        )
+        draws = torch.Generator().manual_seed(0)
+        found = fit_with_layer_behind(observation, windowed, features, mean, moved.drift.cpu(), draws)
         if found is None or not found.likely.settled:
             return None
-        moved = torch.cat(found.likely.features) - torch.cat(features)
-        change = float(moved.norm() / torch.cat(features).norm())
+        difference = torch.cat(found.likely.features) - torch.cat(features)
+        change = float(difference.norm() / torch.cat(features).norm())
         features = list(found.likely.features)
     return None if found is None else (found, change)
 
