@@ -44,13 +44,34 @@ def test_finds_every_text_of_a_batch(lengths: tuple[int, ...], hidden_size: int)
     assert all(found.exact)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_finds_a_text_behind_local_steps(steps: int) -> None:
-    model, features = tiny_deepspeech1(), noise_features([30])
-    settings = ClientSettings("delta", "eval", steps, 1e-3)
-    found = recover_transcripts(model, shared(model, features, ["LATER"], settings), features)
-    assert found.texts == ("LATER",)
-    assert found.exact == (True,)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ClientSettings("delta", "eval", 1, 1e-3),
+        ClientSettings("delta", "eval", 1, 1e-2, weight_decay=1e-2),
+        ClientSettings("delta", "eval", 10, 1e-3),
+        ClientSettings("delta", "eval", 8, 2e-4, momentum=0.9, weight_decay=1e-3),
+        ClientSettings("delta", "eval", 6, 3e-3, clip_norm=20.0),
+    ],
+    ids=["one", "decay", "ten", "momentum", "clipped"],
+)
+def test_finds_texts_behind_local_steps(settings: ClientSettings) -> None:
+    """Ten take a third off the loss: at the weights that the server sent, no text explains what they did."""
+    model, features = tiny_deepspeech1(512, cell="tanh"), noise_features([50, 40])
+    texts = ["GOOD DAY", "NOT LATER"]
+    found = recover_transcripts(model, shared(model, features, texts, settings), features)
+    assert found.texts == tuple(texts)
+    assert found.exact == (True, True)
+    assert (found.apart or 0.0) < 1e-4
+
+
+def test_steps_of_other_speech_end_elsewhere_and_give_no_exact_text() -> None:
+    model, features = tiny_deepspeech1(256, cell="tanh"), noise_features([40])
+    update = shared(model, features, ["NOT SAID"], ClientSettings("delta", "eval", 4, 1e-3))
+    found = recover_transcripts(model, update, noise_features([40], seed=1))
+    assert found.exact == (False,)
+    assert found.apart is not None
+    assert found.apart > 1e-2
 
 
 def test_finds_a_text_in_half_precision() -> None:

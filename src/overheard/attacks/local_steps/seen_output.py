@@ -11,7 +11,7 @@ from torch.nn import functional
 from overheard.attacks.local_steps.path import walk
 from overheard.attacks.output_layer import FrameEvidence, OutputRun, frame_evidence, run_output_layer
 from overheard.attacks.rank import layer_matrix
-from overheard.attacks.words.scored_texts import Chains, mean_occupancies
+from overheard.attacks.words.scored_texts import mean_occupancies
 from overheard.attacks.words.text_lattice import Text
 from overheard.federation.update import ClientUpdate
 
@@ -30,7 +30,7 @@ class SeenOutput:
     run: OutputRun
     gradient: Float[Tensor, "V C"]
     precision: float
-    chains: tuple[Chains, ...] = ()
+    chains: tuple[Sequence[tuple[float, Float[Tensor, "_ V"]]], ...] = ()
 
     def evidence(self, known: dict[int, Float[Tensor, "_ V"]]) -> dict[int, FrameEvidence]:
         """Of the utterances whose shares are not known yet; see `frame_evidence`."""

@@ -126,7 +126,7 @@ def fit_with_layer_behind(
     windowed: WindowedLayer,
     features: Sequence[Float[Tensor, "_ F"]],
     behind: LayerBehind,
-    drift: Float[Tensor, "R K"],
+    drift: Float[Tensor, "S K"],
     generator: torch.Generator,
 ) -> NoisyRecovery | None:
     """Features that are about right, fitted anew to both layers; None where one's update is not there.
@@ -251,7 +251,7 @@ def _starts(
 
 
 def _whitened(
-    observation: Observation, name: str, drift: Float[Tensor, "R K"] | None = None
+    observation: Observation, name: str, drift: Float[Tensor, "S K"] | None = None
 ) -> tuple[Float[Tensor, "R C"], Float[Tensor, " C"]] | None:
     """Rows of [dW | db] that are not zero, over the scales of their rounding, and the columns' scales; less a known
     part of dW.
@@ -299,7 +299,7 @@ def _second_witness(observation: Observation, windowed: WindowedLayer) -> _Witne
 
 
 def _witness_behind(
-    observation: Observation, behind: LayerBehind, drift: Float[Tensor, "R K"] | None = None
+    observation: Observation, behind: LayerBehind, drift: Float[Tensor, "S K"] | None = None
 ) -> _Witness | None:
     found = _whitened(observation, behind.name, drift)
     if found is None or found[0].shape[1] - len(behind.weight) not in (0, 1):
