@@ -138,3 +138,27 @@ def test_decoding_goes_on_past_windows_that_hardly_count(monkeypatch: pytest.Mon
     found = sequential.attack(observation, sequential.SequentialConfig(), generator=generator)
     assert found.unique, found.reason
     assert relative(found.features[0], batch) < 1e-4
+
+
+def test_an_end_that_does_not_fit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three windows lacking are too many to be leapt over here: what is read up to there is no whole utterance."""
+    frames = 112
+    batch, model = batch_of(frames), small_deepspeech1(hidden_size=320)
+    sizes = uneven(frames) ** 0.4
+    sizes[50:53] = 1e-12
+    monkeypatch.setattr(layer_reader, "CLEAR_MARGIN", math.inf)
+    observation = observed(model, batch.features[:, 0], sizes)
+    generator = torch.Generator().manual_seed(0)
+    found = sequential.attack(observation, sequential.SequentialConfig(), generator=generator)
+    assert found.unique == (len(found.features[0]) == frames)
+
+
+def test_a_step_within_rounding_is_not_taken_on_the_way() -> None:
+    batch, model = batch_of(FRAMES), small_deepspeech1(hidden_size=256)
+    span, layer = _span(observed(model, batch.features[:, 0], uneven(FRAMES)), windows=FRAMES)
+    start = functional.pad(batch.features[:, 0].double(), (0, 0, 2, 2))
+    start[2:-2] += 1e-4 * torch.randn(FRAMES, 26, generator=torch.Generator().manual_seed(0))
+    block = mean_hessian(span, layer.cut(start))
+    exact, rough = (refine(span, start, (2, FRAMES + 2), layer, block, enough=enough) for enough in (1e-3, 3.0))
+    assert rough.iterations < exact.iterations
+    assert rough.excess < 1.5 * exact.excess

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from overheard.attacks.decoding.reader import Reader
 from overheard.attacks.decoding.window_fit import ABOVE_ROUNDING, Fit
-from overheard.attacks.decoding.window_leaps import leaps
+from overheard.attacks.decoding.window_leaps import BACK, leaps
 from overheard.attacks.windows import WindowedLayer
 
 DRIFT = 5.0
@@ -31,9 +31,17 @@ SAME = 1e-3
 """Difference of bit-identical frames, relative to their size, after decoding."""
 WAYS_TRIED = 48
 """Guesses of what follows a run of equal frames, besides those of every window."""
+NEAR = 1e-2
+"""Difference of frames that were fitted from two starts, relative to their size, at which both led to one place."""
+ALIKE = 3
+"""Starts that lead to one place before no more are tried."""
 
 LAST_STEPS = 4
 """Of Gauss-Newton at most where the last frames are fitted together."""
+LEAP_EVERY = 3
+"""Windows after which a leap is tried again where none led on."""
+LEAP_STEPS = 8
+"""The same behind a leap, whose frames may be far off."""
 MISCOUNTED = 2
 """Windows by which the rank may be off."""
 OLDER_STARTS = 8
@@ -80,7 +88,7 @@ def decode_frames(
     # So many rows of padding are in the last window that is read, whatever the length.
     padding = layer.after - stride * (1 + reader.unseen) + 1
     repeats, refits, fitted = 0, 0, len(rows)
-    ways = _Ways()
+    ways, leapt = _Ways(), -LEAP_EVERY
     while (position := (len(rows) - layer.window) // stride + 1) < longest:
         if padding > 0 and len(rows) > layer.before + padding and is_zero(rows[-padding:], rows):
             missing = 0 if num_windows is None else num_windows - (position - max(0, repeats - 1))
@@ -94,18 +102,19 @@ def decode_frames(
         filled = filled and same_frames(rows[-layer.window : -stride], rows[-layer.window + stride :])
         starts = chain(_starts(rows, layer, filled, more_starts), ways.apart(rows[-stride:]) if filled else ())
         tried: list[Fit] = []
-        accepted = (each for each in _tries(fit_from, starts, tried) if each.accepted)
+        # Where older frames can be fitted anew, starts that lead to one place tell that it is they that are off.
+        enough = None if filled or fitted == len(rows) else ALIKE
+        accepted = (each for each in _tries(fit_from, starts, tried, enough) if each.accepted)
         fit = ways.out(accepted, rows, (stride, features)) if filled else next(accepted, None)
         if fit is None and fitted == len(rows):
             nearest = min(tried, key=lambda each: each.residual / each.size)
             longer = torch.cat([rows, nearest.unknowns.view(stride, features)])
-            # Older frames may be off, or the newest window not be in the span.
             # In a batch, a first window that fits by chance leads here, too, and no leap out of it anywhere.
-            further = chain([longer], () if num_windows is None else leaps(reader, rows))
-            mended = (_fit_last(reader, each, min(fitted, len(each))) for each in further)
-            found = next((each for each, left in mended if left <= ABOVE_ROUNDING), None)
+            leaping = num_windows is not None and position >= leapt + LEAP_EVERY
+            found = _past(reader, rows, longer, leaping)
             if found is None:
                 break
+            leapt = position if leaping and len(found) == len(longer) else leapt
             rows, fitted, refits = found, len(found), refits + 1
             continue
         if fit is not None:
@@ -122,12 +131,21 @@ def decode_frames(
 
 
 def _tries(
-    fit_from: Callable[[Float[Tensor, " U"]], Fit], starts: Iterator[Float[Tensor, "S F"]], tried: list[Fit]
+    fit_from: Callable[[Float[Tensor, " U"]], Fit],
+    starts: Iterator[Float[Tensor, "S F"]],
+    tried: list[Fit],
+    enough: int | None,
 ) -> Iterator[Fit]:
-    """Fits of a window from one start after another, which are also kept."""
+    """Fits of a window from one start after another, which are also kept, until so many have led to one place."""
     for start in starts:
         tried.append(fit_from(start.flatten()))
         yield tried[-1]
+        last = tried[-1].unknowns
+        if (
+            enough is not None
+            and sum(bool((last - each.unknowns).norm() <= NEAR * last.norm()) for each in tried) >= enough
+        ):
+            return
 
 
 class _Ways:
@@ -189,7 +207,8 @@ def _end(reader: Reader, rows: Float[Tensor, "R F"]) -> Float[Tensor, "E F"] | N
         held = ended[: len(ended) - spare]
         free = max(layer.before, len(held) - layer.after - 2 * layer.window)
         fit = reader.together(held, (free, len(held) - layer.after + spare), ended=True, steps=3)
-        if fit.excess < least:
+        # A few windows that do not fit at all would not show in the mean.
+        if fit.excess < least and float(fit.left.max()) <= ABOVE_ROUNDING:
             # A last frame of zeros fits as well as none, or by chance a little better.
             least = LONGER * fit.excess
             best = torch.cat([fit.rows, ended[len(held) :]])
@@ -216,11 +235,39 @@ def _starts(
     yield from more_starts()
 
 
-def _fit_last(reader: Reader, rows: Float[Tensor, "R F"], fitted: int) -> tuple[Float[Tensor, "R F"], float]:
+def _past(
+    reader: Reader, rows: Float[Tensor, "R F"], longer: Float[Tensor, "Q F"], leaping: bool
+) -> Float[Tensor, "S F"] | None:
+    """Rows beyond a window that did not fit, all mended: older frames were off, or the newest window is not in the span
+    and others behind it are; None where neither explains it.
+
+    Args:
+        reader: what they are read off.
+        rows: without that window.
+        longer: with it, as near as it came.
+        leaping: whether to look for windows behind it.
+    """
+    best, least = _fit_last(reader, longer, len(rows))
+    for back in BACK if leaping else ():
+        # Frames are given up only where there is no way on otherwise.
+        if least <= (ABOVE_ROUNDING if back else DRIFT):
+            break
+        for each in leaps(reader, rows, back):
+            mended, left = _fit_last(reader, each, min(len(rows), len(each)), LEAP_STEPS)
+            if left < least:
+                best, least = mended, left
+            if least <= DRIFT:
+                break
+    return best if least <= ABOVE_ROUNDING else None
+
+
+def _fit_last(
+    reader: Reader, rows: Float[Tensor, "R F"], fitted: int, steps: int = LAST_STEPS
+) -> tuple[Float[Tensor, "R F"], float]:
     """Frames since the last such fit, and two windows before them, fitted together, and what the newest window leaves
     over rounding; those before stay."""
     free = max(reader.layer.before, fitted - 2 * reader.layer.window)
-    fit = reader.together(rows, (free, len(rows)), ended=False, steps=LAST_STEPS)
+    fit = reader.together(rows, (free, len(rows)), ended=False, steps=steps)
     return fit.rows, float(fit.left[-1])
 
 

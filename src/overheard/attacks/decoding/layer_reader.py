@@ -7,20 +7,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from overheard.attacks.decoding.window_fit import Fit, levenberg_marquardt
+from overheard.attacks.decoding.window_fit import AT_REST, Fit, levenberg_marquardt
 from overheard.attacks.spans.activated_span import ActivatedSpan
 from overheard.attacks.spans.input_span import CLEAR_MARGIN
-from overheard.attacks.spans.window_refinement import Refinement, mean_hessian, refine
+from overheard.attacks.spans.window_refinement import ENOUGH, OUTLIER, Refinement, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer
 
-STEP_EQUATIONS = 256
+STEP_EQUATIONS = 128
+"""For one window at least."""
+PER_UNKNOWN = 2
+"""Equations for each unknown, at least."""
+PER_UNKNOWN_OF_LEAPS = 4
+"""The same where several frames behind known ones are sought at once, from far off."""
+NEARLY = 1e-3
+"""Length of a step, relative to the newest frames, behind which one with all equations is the last."""
+ON_THE_WAY = 3.0
+"""Squared length of a step that is worth taking while frames are still to come, in units of rounding's error: they
+will be fitted again."""
 POLISHING = 4
 """Steps of Gauss-Newton at most where frames are to be as exact as can be."""
+
+AS_LEFT = 1.0
+"""Residual over that of rounding from which on a window is weighed by it where frames are nearly right: hundreds of
+equations tell the size of their own error well."""
 
 
 def step_equations(span: ActivatedSpan, layer: WindowedLayer, generator: torch.Generator) -> Float[Tensor, "A E"]:
     """The part of the equations that single steps use, orthonormal columns in float32, enough for the first window."""
-    return span.sketch(max(STEP_EQUATIONS, 2 * layer.first_unknowns), generator).float().contiguous()
+    return span.sketch(max(STEP_EQUATIONS, PER_UNKNOWN * layer.first_unknowns), generator).float().contiguous()
 
 
 class LayerReader:
@@ -60,27 +74,39 @@ class LayerReader:
         offset = span.weight[:, : len(known)] @ known + span.bias
         weight = span.weight[:, len(known) :].contiguous()
 
+        newest = count == self.layer.stride
+        each = PER_UNKNOWN if newest or len(rows) == self.layer.before else PER_UNKNOWN_OF_LEAPS
+
         def fit(start: Float[Tensor, " U"]) -> Fit:
-            equations = self._equations[:, : max(STEP_EQUATIONS, 2 * len(start))]
+            equations = self._enough(each * len(start))
             unknowns, point, hessian = levenberg_marquardt(
-                lambda unknowns: _Point.at(span, offset, weight, unknowns, equations), start
+                lambda unknowns: _Point.at(span, offset, weight, unknowns, equations),
+                start,
+                NEARLY if newest else AT_REST,
             )
             scale = point.size**2 * span.num_equations / equations.shape[1]
             return _with_all_equations(span, offset, weight, unknowns, scale * hessian)
 
         return fit
 
+    def _enough(self, count: int) -> Float[Tensor, "A E"]:
+        """So many equations for a step, `STEP_EQUATIONS` at least; more are drawn when they are first asked for."""
+        if count > self._equations.shape[1] < self._exact.num_equations:
+            self._equations = self._exact.sketch(count, torch.Generator().manual_seed(0)).float().contiguous()
+        return self._equations[:, : max(STEP_EQUATIONS, count)]
+
     def together(self, rows: Float[Tensor, "R F"], free: tuple[int, int], ended: bool, steps: int) -> Refinement:
         """In float32, the windows' mean Hessian taken anew whenever their number has doubled."""
         del ended  # windows at the end are in the span like all others
         if self._block is None or not self._taken <= 2 * len(rows) < 4 * self._taken:
             self._block, self._taken = mean_hessian(self._low, self.layer.cut(rows)), len(rows)
-        return self._refined(self._low, rows, free, self._block, steps)
+        return self._refined(self._low, rows, free, self._block, steps, ON_THE_WAY)
 
     def polished(self, rows: Float[Tensor, "R F"], free: tuple[int, int], ended: bool) -> Refinement:
         """The same in float64, down to rounding."""
         del ended
-        return self._refined(self._exact, rows, free, mean_hessian(self._low, self.layer.cut(rows).float()), POLISHING)
+        block = mean_hessian(self._low, self.layer.cut(rows).float())
+        return self._refined(self._exact, rows, free, block, POLISHING, ENOUGH, AS_LEFT)
 
     def _refined(
         self,
@@ -89,10 +115,14 @@ class LayerReader:
         free: tuple[int, int],
         block: Float[Tensor, "C C"],
         steps: int,
+        enough: float,
+        outlier: float = OUTLIER,
     ) -> Refinement:
         start = self.layer.first_that_holds(free[0]) * self.layer.stride
         inner = (free[0] - start, free[1] - start)
-        return refine(span, rows[start:], inner, self.layer, block, steps).behind(rows[:start])
+        return refine(span, rows[start:], inner, self.layer, block, steps, enough=enough, outlier=outlier).behind(
+            rows[:start]
+        )
 
 
 @dataclass(frozen=True)
@@ -119,10 +149,9 @@ class _Point:
         return _Point(inputs, slopes, (inputs @ equations) / size, size, equations, weight)
 
     def jacobian(self) -> Float[Tensor, "E U"]:
-        active = self.slopes.nonzero()[:, 0]
-        moved = self.weight[active] * self.slopes[active, None]
-        growth = self.inputs[active] @ moved / self.size**2
-        return (self.equations[active].T @ moved) / self.size - torch.outer(self.residual, growth)
+        moved = self.weight * self.slopes[:, None]
+        growth = self.inputs[: len(moved)] @ moved / self.size**2
+        return (self.equations[: len(moved)].T @ moved) / self.size - torch.outer(self.residual, growth)
 
 
 def _with_all_equations(

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 LM_STEPS = 40
+AT_REST = 1e-5
+"""Length of a step, relative to the unknowns, at which they are taken to have come to rest."""
 WRONG = 2e-2
 """Residual, relative to the inputs, that no right window leaves, whatever the noise; wrong frames leave 5e-2."""
 TELLS = 2.0
@@ -57,7 +59,7 @@ AnyPoint = TypeVar("AnyPoint", bound=Point)
 
 
 def levenberg_marquardt(
-    at: Callable[[Float[Tensor, " U"]], AnyPoint], unknowns: Float[Tensor, " U"]
+    at: Callable[[Float[Tensor, " U"]], AnyPoint], unknowns: Float[Tensor, " U"], at_rest: float = AT_REST
 ) -> tuple[Float[Tensor, " U"], AnyPoint, Float[Tensor, "U U"]]:
     """Unknowns of a least sum of squares near those given, the equations there, and J'J of the last step."""
     damping = 1e-3
@@ -80,6 +82,6 @@ def levenberg_marquardt(
             break
         damping = damping / 10 if damping > 1e-7 else 0.0
         unknowns, here, square = unknowns - change, there, further
-        if float(change.norm()) <= 1e-5 * float(unknowns.norm()):
+        if float(change.norm()) <= at_rest * float(unknowns.norm()):
             break
     return unknowns, here, hessian

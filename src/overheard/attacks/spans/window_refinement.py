@@ -89,6 +89,8 @@ def refine(
     block: Float[Tensor, "C C"],
     steps: int = 4,
     first_layer: WindowEquations | None = None,
+    enough: float = ENOUGH,
+    outlier: float = OUTLIER,
 ) -> Refinement:
     """Gauss-Newton on the free frames until the residual falls no more.
 
@@ -100,12 +102,14 @@ def refine(
         block: the mean Hessian of a window.
         steps: of Gauss-Newton at most.
         first_layer: equations on the same windows from the layer that sees them, if there are any.
+        enough: squared length of a step, in units of the error that rounding causes, at which it is not worth taking.
+        outlier: residual of a window over that of rounding from which on it is weighed by what it leaves.
     """
     first, last = free
     rows = rows.to(span.basis)
     within = replace(layer, before=first, after=len(rows) - last)
     low = span.single_precision()
-    state = _state(span, rows, layer, first_layer)
+    state = _state(span, rows, layer, first_layer, outlier)
     unknowns = (last - first) * layer.num_features
     count = span.num_equations + (0 if first_layer is None else first_layer.count)
     equations = max(1, len(state.rest) * count - unknowns)
@@ -113,19 +117,18 @@ def refine(
     iterations, ritz = 0, 1.0
     for step in range(steps):
         gradient = _gather(state.pull(span), layer, len(rows))[first:last]
-        # The preconditioner may see a direction as that much shorter.
-        enough = ENOUGH * ritz * unknowns * min(state.square / equations, 1.0)
+        little = enough * unknowns * min(state.square / equations, 1.0)
         start = float((gradient * preconditioner.solve(gradient)).sum())
-        if step and start <= enough:
+        if step and start <= little:
             break
-        least = max(enough, TOLERANCES[min(step, 1)] ** 2 * start)
+        least = max(little, TOLERANCES[min(step, 1)] ** 2 * start)
         change, count, smallest = _conjugate_gradients(
             low, state, gradient, (first, len(rows)), layer, preconditioner, least
         )
         iterations, ritz = iterations + count, min(ritz, smallest)
         moved = rows.clone()
         moved[first:last] -= change.to(rows)
-        after = _state(span, moved, layer, first_layer)
+        after = _state(span, moved, layer, first_layer, outlier)
         if after.under(state.weights) >= state.square:
             break
         # From a start that is far off, windows seem to err more than they do.
@@ -209,12 +212,16 @@ class _State:
 
 
 def _state(
-    span: ActivatedSpan, rows: Float[Tensor, "R F"], layer: WindowedLayer, first_layer: WindowEquations | None
+    span: ActivatedSpan,
+    rows: Float[Tensor, "R F"],
+    layer: WindowedLayer,
+    first_layer: WindowEquations | None,
+    outlier: float,
 ) -> _State:
     windows = layer.cut(rows)
     inputs, slopes = span.inputs(windows @ span.weight.T + span.bias)
     rest, norms, expected = span.outside(inputs)
-    weights = span.num_equations / torch.maximum(expected, norms / OUTLIER).square()
+    weights = span.num_equations / torch.maximum(expected, norms / outlier).square()
     return _State(windows, rest, slopes, weights, norms / expected, float(norms.norm() / inputs.norm()), first_layer)
 
 
