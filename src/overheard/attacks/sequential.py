@@ -10,7 +10,7 @@ to all where it is saturated too.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor
 from overheard.attacks.decoding.edges import Edge, edges_of, known_firsts
 from overheard.attacks.decoding.first_windows import about_mean, first_guesses, first_window, mean_frame
 from overheard.attacks.decoding.frame_decoding import DecodedFrames, decode_frames, same_frames
+from overheard.attacks.decoding.layer_reader import LayerReader
+from overheard.attacks.decoding.lost_windows import recounted
 from overheard.attacks.observation import Observation, Reconstruction, errors_of
 from overheard.attacks.pointwise import find_pointwise_layer
 from overheard.attacks.repeated_frames import Restored, restore_repeats
@@ -146,6 +148,7 @@ def _decode(
     decoded, refined = [each.decoded for each in found], [each.refined for each in found]
     complete = [one for one, frames in zip(refined, decoded, strict=True) if frames.complete]
     unique = len(complete) == size and max(one.predicted_error for one in complete) <= config.tolerance
+    unique = unique and all(each.counted for each in found)
     features = tuple(each.features for each in found)
     restored = restore_repeats(observation, features, edges[0].layer.window) if unique else Restored(features)
     diagnostics |= {
@@ -180,6 +183,8 @@ class _Utterance:
     edge: Edge
     decoded: DecodedFrames
     refined: Refinement
+    counted: bool = True
+    """Whether the number of frames is told wherever the span lacks windows."""
 
     @property
     def features(self) -> Float[Tensor, "T F"]:
@@ -190,6 +195,24 @@ class _Utterance:
     def errors(self) -> Float[Tensor, "D T F"]:
         """Draws of the error of `features`."""
         return torch.stack([self.edge.turned(each) for each in self.refined.errors])
+
+
+def _counted(found: _Utterance, size: int) -> _Utterance:
+    """An utterance that is alone, with another number of frames where windows are lacking, if that fits better."""
+    reader = found.edge.reader
+    if size > 1 or not found.decoded.complete or reader.clear or not isinstance(reader, LayerReader):
+        return found
+    again = recounted(reader, found.refined.rows, found.refined.left)
+    if len(again.rows) == len(found.refined.rows):
+        return replace(found, counted=again.certain)
+    features = again.rows[reader.layer.before : len(again.rows) - reader.layer.after]
+    decoded = replace(found.decoded, features=features.double())
+    refined = _refine_whole(found.edge, decoded)
+    if refined.excess >= found.refined.excess:
+        return replace(found, counted=False)
+    once_more = recounted(reader, refined.rows, refined.left)
+    certain = once_more.certain and len(once_more.rows) == len(again.rows)
+    return _Utterance(found.edge, decoded, refined, certain)
 
 
 def _lost_from_all(edges: list[Edge], lost: list[_Utterance]) -> bool:
@@ -232,7 +255,7 @@ def _find_utterances(
         decoded = decode_frames(edge.reader, first, 2 * edge.reader.rank + layer.window, lambda: frames, windows)
         if not decoded.complete and len(decoded.features) == edge.unknown:
             continue  # it leads nowhere, as those do that fit by chance
-        each = _Utterance(edge, decoded, _refine_whole(edge, decoded))
+        each = _counted(_Utterance(edge, decoded, _refine_whole(edge, decoded)), size)
         if any(_equal(each.features, other) for other in known):
             continue
         if decoded.complete:

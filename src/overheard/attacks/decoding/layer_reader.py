@@ -27,6 +27,8 @@ will be fitted again."""
 POLISHING = 4
 """Steps of Gauss-Newton at most where frames are to be as exact as can be."""
 
+BRIDGING = 10
+"""The same from a rough guess."""
 AS_LEFT = 1.0
 """Residual over that of rounding from which on a window is weighed by it where frames are nearly right: hundreds of
 equations tell the size of their own error well."""
@@ -107,6 +109,22 @@ class LayerReader:
         del ended
         block = mean_hessian(self._low, self.layer.cut(rows).float())
         return self._refined(self._exact, rows, free, block, POLISHING, ENOUGH, AS_LEFT)
+
+    def bridged(
+        self, rows: Float[Tensor, "R F"], free: tuple[int, int]
+    ) -> tuple[Float[Tensor, "R F"], Float[Tensor, " P"]]:
+        """Free frames that windows may tell little of, from a rough guess, and what each window that holds any of them
+        leaves, relative to its inputs."""
+        span, layer = self._low, self.layer
+        block = mean_hessian(span, layer.cut(rows)) if self._block is None else self._block
+        start = layer.first_that_holds(free[0]) * layer.stride
+        end = min(len(rows), free[1] + layer.window - layer.stride)
+        near, inner = rows[start:end], (free[0] - start, free[1] - start)
+        for outlier in (OUTLIER, AS_LEFT):
+            near = refine(span, near, inner, layer, block, BRIDGING, enough=1.0, outlier=outlier).rows
+        inputs, _ = span.inputs(layer.cut(near) @ span.weight.T + span.bias)
+        _, norms, _ = span.outside(inputs)
+        return torch.cat([rows[:start], near, rows[end:]]), norms / inputs.norm(dim=1)
 
     def _refined(
         self,
