@@ -15,6 +15,7 @@ from overheard.attacks.local_steps.layer_drift import layer_drift
 from overheard.attacks.noise.layer_behind import LayerBehind, find_layer_behind
 from overheard.attacks.noise.noisy_span import NoisyRecovery, fit_with_layer_behind
 from overheard.attacks.observation import Observation, Reconstruction
+from overheard.attacks.span import SpanConfig
 from overheard.attacks.transcript import TranscriptResult, recover_transcripts
 from overheard.attacks.windows import WindowedLayer, find_windowed_layer
 from overheard.attacks.words.text_lattice import Text
@@ -108,10 +109,13 @@ def _refitted(
 def _with(reconstruction: Reconstruction, recovery: NoisyRecovery, change: float) -> Reconstruction:
     """With the features of a fit along the steps; what the last one changed counts as their error, too."""
     error = max(recovery.likely.predicted_error, change)
+    unique = recovery.fits and error <= SpanConfig().precision
+    reason = None if unique else "the features found leave more of the update unexplained than its noise does"
     diagnostics = reconstruction.diagnostics | {
         "noisy_layers": list(recovery.layers),
         "noise": list(recovery.noise),
         "noise_excess": recovery.excess,
         "likely_errors": [error] * len(recovery.likely.features),
     }
-    return replace(reconstruction, features=recovery.likely.features, errors=(), diagnostics=diagnostics)
+    features = recovery.likely.features
+    return replace(reconstruction, features=features, errors=(), unique=unique, reason=reason, diagnostics=diagnostics)
