@@ -4,7 +4,9 @@ import pytest
 import torch
 from small_speech import noise_features, shared, tiny_deepspeech1
 
-from overheard.attacks.transcript import recover_transcripts
+from overheard.attacks.output_layer import FrameEvidence
+from overheard.attacks.transcript import _judged, recover_transcripts
+from overheard.attacks.words.scored_texts import Search, occupancies
 from overheard.attacks.words.text_search import SearchConfig
 from overheard.federation.client import ClientSettings
 from overheard.federation.update import ClientUpdate
@@ -114,3 +116,18 @@ def test_says_why_nothing_is_found() -> None:
     assert "2 of the update's 1" in (recover_transcripts(model, update, features * 2).reason or "")
     partial = ClientUpdate({"input_layers.0.weight": update.tensors["input_layers.0.weight"]}, update.protocol)
     assert "output" in (recover_transcripts(model, partial, features).reason or "")
+
+
+@pytest.mark.parametrize(("size", "exact"), [(1e-3, True), (15.0, False)], ids=["small errors", "large errors"])
+def test_errors_of_the_expected_size_that_hide_all_texts_make_none_exact(size: float, exact: bool) -> None:
+    """Under large ones every text scores about what is expected of a right one."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs = torch.randn(40, 29, generator=generator, dtype=torch.float64).log_softmax(dim=1)
+    text, identity = (8, 9, 4), torch.eye(40, dtype=torch.float64)
+    errors = torch.randn(40, 29, generator=generator, dtype=torch.float64)
+    occupancy = occupancies(log_probs, [text])[:, 0] + size * errors / errors.norm()
+    variances, rows = torch.zeros(40, dtype=torch.float64), torch.ones(29, dtype=torch.float64)
+    evidence = FrameEvidence(log_probs, occupancy, occupancy, identity, size, identity, variances, rows)
+    search = Search(evidence, list(range(1, 29)))
+    search.score([text])
+    assert _judged(search, SearchConfig(), text).exact == exact

@@ -265,8 +265,9 @@ def _judged(search: Search, config: SearchConfig, text: Text) -> TextEvidence:
     evidence = search.evidence
     residual, floor = search.scores[text], _floor(search, text)
     others = search.nearest(text, edits(search, text, NEAREST), NEAREST)
-    # Against a right text, which the observed occupancies equal, another's score is its distance.
-    gap = min(others.values(), default=float("inf"))
+    # Against a right text, which the observed occupancies equal but for errors, another's score holds its distance
+    # beside these. Under errors that are larger, texts score alike, and none is told from others.
+    gap = sqrt(max(0.0, min(others.values(), default=float("inf")) ** 2 - residual**2))
     own = mean_occupancies(evidence.weighted, [text])[:, 0]
     signal = float((evidence.whitener @ (evidence.log_probs.exp() - own)).norm())
     return TextEvidence(
