@@ -44,6 +44,9 @@ from overheard.recognition.recogniser import as_recogniser
 MOST_ROUNDS, PATIENCE = 12, 3
 """Of several local steps, run on the text found so far; rounds that may end no nearer to where the client did."""
 
+TOLD_APART = 1.01
+"""Score of the nearest other text over a text's own from which on errors do not hide which is the right one."""
+
 NEAREST = 32
 """Texts an edit away, of each kind and of all of those scored, that tell the gap."""
 
@@ -265,15 +268,14 @@ def _judged(search: Search, config: SearchConfig, text: Text) -> TextEvidence:
     evidence = search.evidence
     residual, floor = search.scores[text], _floor(search, text)
     others = search.nearest(text, edits(search, text, NEAREST), NEAREST)
-    # Against a right text, which the observed occupancies equal but for errors, another's score holds its distance
-    # beside these. Under errors that are larger, texts score alike, and none is told from others.
-    gap = sqrt(max(0.0, min(others.values(), default=float("inf")) ** 2 - residual**2))
+    # Against a right text, which the observed occupancies equal, another's score is its distance.
+    gap = min(others.values(), default=float("inf"))
     own = mean_occupancies(evidence.weighted, [text])[:, 0]
     signal = float((evidence.whitener @ (evidence.log_probs.exp() - own)).norm())
     return TextEvidence(
         text,
         own,
-        text == search.best() and floor < gap and residual <= sqrt(floor * gap),
+        text == search.best() and floor < gap and TOLD_APART * residual < gap and residual <= sqrt(floor * gap),
         residual,
         residual / max(signal, torch.finfo(torch.float64).tiny),
         floor,
