@@ -36,10 +36,7 @@ RUNS = {
 }
 
 
-OPEN = pytest.mark.xfail(reason="looser steps of the decoder leave silence at both ends not called unique", strict=True)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=OPEN if name == "both ends" else ()) for name in RUNS])
+@pytest.mark.parametrize("name", RUNS)
 def test_silence_comes_back_in_full_length(name: str) -> None:
     speech = with_silence(*RUNS[name])
     observation = observe(small_deepspeech1(hidden_size=320), collate([speech], [LABELS]))

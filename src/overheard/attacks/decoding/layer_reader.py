@@ -13,7 +13,7 @@ from overheard.attacks.spans.input_span import CLEAR_MARGIN
 from overheard.attacks.spans.window_refinement import ENOUGH, OUTLIER, Refinement, mean_hessian, refine
 from overheard.attacks.windows import WindowedLayer
 
-STEP_EQUATIONS = 128
+STEP_EQUATIONS = 256
 """For one window at least."""
 PER_UNKNOWN = 2
 """Equations for each unknown, at least."""
