@@ -35,6 +35,17 @@ def test_the_missing_half_and_the_rank_come_back(kind: str, rank: int) -> None:
     assert float(outside.norm()) < 1e-2 * float(rows.norm())
 
 
+def test_directions_too_many_are_taken_back() -> None:
+    """Ranks grow from 26 to 33 here; 33 directions explain what is known as well as the right 28."""
+    generator = torch.Generator().manual_seed(28)
+    left = torch.randn(300, 28, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, 28)
+    matrix = left @ torch.randn(28, 450, generator=generator, dtype=torch.float64).cumsum(dim=0).relu()
+    mask = masks(matrix)["random"]
+    found = complete(matrix * mask, mask, torch.Generator().manual_seed(0))
+    assert found is not None
+    assert found.rank == 28
+
+
 def test_no_rank_is_made_up() -> None:
     full = torch.randn(80, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for matrix in (full, low_rank(80, 60, 40)):

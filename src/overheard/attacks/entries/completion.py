@@ -90,8 +90,9 @@ def complete(
     while state is not None:
         state, told = _swept(state, scaled, present, Sweeps(SWEEPS, FALLING, least, CLEAR_MARGIN), generator)
         if rank is None and told.margin >= CLEAR_MARGIN:
-            sweeps = Sweeps(FINAL_SWEEPS, STILL_FALLING, told.rank, certain)
-            final, told = _swept(state.cut(told.rank), scaled, present, sweeps, generator)
+            fewest = _fewest(state.cut(told.rank), least, scaled, present, generator)
+            sweeps = Sweeps(FINAL_SWEEPS, STILL_FALLING, fewest.rank, certain)
+            final, told = _swept(fewest, scaled, present, sweeps, generator)
             if told.margin >= certain or (told.margin >= CLEAR_MARGIN and final.is_noise(generator)):
                 return final.completion(columns, told.margin)
         if state.rank >= most:
@@ -275,6 +276,23 @@ def _grown(state: _State, present: Tensor, rank: int, generator: torch.Generator
     values = torch.cat([state.values, values])
     rest = state.rest[rows[state.rows]][:, columns[state.columns]]
     return _State(rows, columns, basis, values, rest, state.square)
+
+
+def _fewest(state: _State, least: int, scaled: Tensor, present: Tensor, generator: torch.Generator) -> _State:
+    """The fewest directions, from `least` on, of which the rank shows: one fewer first, which most often is too few.
+
+    More than there are explain what is known as well, and those that are too many fade within thousands of sweeps only.
+    """
+    tried = state.rank - 1
+    while tried >= least:
+        sweeps = Sweeps(SWEEPS, STILL_FALLING, tried, CLEAR_MARGIN)
+        fewer, told = _swept(state.cut(tried), scaled, present, sweeps, generator)
+        if told.margin >= CLEAR_MARGIN:
+            state = fewer
+        else:
+            least = tried + 1
+        tried = (least + state.rank) // 2 if state.rank > least else least - 1
+    return state
 
 
 def _swept(
