@@ -11,7 +11,7 @@ from builders import batch_of, observe, small_deepspeech1
 from overheard.attacks import sequential
 from overheard.attacks.decoding import layer_reader
 from overheard.attacks.entries.rounding import by_sizes
-from overheard.attacks.observation import Observation
+from overheard.attacks.observation import Observation, Reconstruction
 from overheard.attacks.pointwise import PointwiseLayer, find_pointwise_layer
 from overheard.attacks.spans.activated_span import ActivatedSpan, _directions, _known_directions, activated_span
 from overheard.attacks.spans.span_solver import SpanSolver, WindowEquations, row_space
@@ -126,31 +126,29 @@ def test_where_noise_fills_the_gap_more_directions_are_kept() -> None:
     assert len(basis) > 40
 
 
-def test_decoding_goes_on_past_windows_that_hardly_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def decoded_past(missing: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Reconstruction, Batch]:
+    """An utterance so many windows of which hardly count, decoded as if its rank were in doubt."""
     frames = 112
     batch, model = batch_of(frames), small_deepspeech1(hidden_size=320)
     sizes = uneven(frames) ** 0.4
-    sizes[50:52] = 1e-12
+    sizes[50 : 50 + missing] = 1e-12
     # So few windows leave a clear gap all the same.
     monkeypatch.setattr(layer_reader, "CLEAR_MARGIN", math.inf)
     observation = observed(model, batch.features[:, 0], sizes)
     generator = torch.Generator().manual_seed(0)
-    found = sequential.attack(observation, sequential.SequentialConfig(), generator=generator)
+    return sequential.attack(observation, sequential.SequentialConfig(), generator=generator), batch
+
+
+def test_decoding_goes_on_past_windows_that_hardly_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, batch = decoded_past(2, monkeypatch)
     assert found.unique, found.reason
     assert relative(found.features[0], batch) < 1e-4
 
 
 def test_an_end_that_does_not_fit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three windows lacking are too many to be leapt over here: what is read up to there is no whole utterance."""
-    frames = 112
-    batch, model = batch_of(frames), small_deepspeech1(hidden_size=320)
-    sizes = uneven(frames) ** 0.4
-    sizes[50:53] = 1e-12
-    monkeypatch.setattr(layer_reader, "CLEAR_MARGIN", math.inf)
-    observation = observed(model, batch.features[:, 0], sizes)
-    generator = torch.Generator().manual_seed(0)
-    found = sequential.attack(observation, sequential.SequentialConfig(), generator=generator)
-    assert found.unique == (len(found.features[0]) == frames)
+    found, batch = decoded_past(3, monkeypatch)
+    assert found.unique == (len(found.features[0]) == batch.features.shape[0])
 
 
 def test_a_step_within_rounding_is_not_taken_on_the_way() -> None:
