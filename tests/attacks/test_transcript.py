@@ -67,6 +67,15 @@ def test_finds_texts_behind_local_steps(settings: ClientSettings) -> None:
     assert (found.apart or 0.0) < 1e-4
 
 
+def test_texts_come_nearer_along_a_path_where_their_own_steps_overshoot() -> None:
+    """At four times the rate of the tests above; by their own steps alone, wrong texts come to GOO DAY at best."""
+    model, features = tiny_deepspeech1(256, cell="tanh"), noise_features([40], seed=3)
+    update = shared(model, features, ["GOOD DAY"], ClientSettings("delta", "eval", 10, 4e-3))
+    found = recover_transcripts(model, update, features)
+    assert found.texts == ("GOOD DAY",)
+    assert found.exact == (True,)
+
+
 def test_steps_of_other_speech_end_elsewhere_and_give_no_exact_text() -> None:
     model, features = tiny_deepspeech1(256, cell="tanh"), noise_features([40])
     update = shared(model, features, ["NOT SAID"], ClientSettings("delta", "eval", 4, 1e-3))

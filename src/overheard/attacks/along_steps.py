@@ -3,7 +3,8 @@
 The layer that sees windows is shown the same at every step and tells the features by itself, as exactly as the weights'
 rounding lets it. The layers behind it moved, and tell nothing until one knows how. Words follow from those features
 (`transcript`), the steps from both, what the layer behind was shown from the steps (`local_steps.layer_drift`), better
-features from that layer, and so on while the steps end nearer to where the client's did.
+features from that layer, and so on while the steps end nearer to where the client's did. Where the first layer leaves
+no doubt and the words are exact, that is all.
 """
 
 from dataclasses import replace
@@ -51,6 +52,8 @@ def follow_steps(observation: Observation, reconstruction: Reconstruction) -> tu
         nothing = TranscriptResult((None,) * len(features), (False,) * len(features), reason=reason)
         return reconstruction, nothing
     words = recover_transcripts(model, update, features)
+    if reconstruction.unique and all(words.exact):
+        return reconstruction, words
     windowed = find_windowed_layer(model, as_recogniser(model).front_end.num_features)
     behind = None if windowed is None else find_layer_behind(observation, windowed, known_drift=True)
     for _ in range(MOST_ROUNDS):
@@ -109,8 +112,11 @@ def _refitted(
 def _with(reconstruction: Reconstruction, recovery: NoisyRecovery, change: float) -> Reconstruction:
     """With the features of a fit along the steps; what the last one changed counts as their error, too."""
     error = max(recovery.likely.predicted_error, change)
-    unique = recovery.fits and error <= SpanConfig().precision
-    reason = None if unique else "the features found leave more of the update unexplained than its noise does"
+    reason = None
+    if not recovery.fits:
+        reason = "the features found leave more of the update unexplained than its noise does"
+    elif error > SpanConfig().precision:
+        reason = "the features along the local steps are not determined to the stated tolerance"
     diagnostics = reconstruction.diagnostics | {
         "noisy_layers": list(recovery.layers),
         "noise": list(recovery.noise),
@@ -118,4 +124,5 @@ def _with(reconstruction: Reconstruction, recovery: NoisyRecovery, change: float
         "likely_errors": [error] * len(recovery.likely.features),
     }
     features = recovery.likely.features
+    unique = reason is None
     return replace(reconstruction, features=features, errors=(), unique=unique, reason=reason, diagnostics=diagnostics)

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from overheard.attacks.local_steps.path import take_steps
 from overheard.attacks.local_steps.seen_output import SeenOutput, seen_along_steps
 from overheard.attacks.output_layer import (
     FLOAT32,
@@ -41,7 +42,7 @@ from overheard.attacks.words.text_search import SearchConfig, Settled, from_ends
 from overheard.federation.update import ClientUpdate
 from overheard.recognition.recogniser import as_recogniser
 
-MOST_ROUNDS, PATIENCE = 12, 3
+MOST_ROUNDS, PATIENCE = 20, 6
 """Of several local steps, run on the text found so far; rounds that may end no nearer to where the client did."""
 
 TOLD_APART = 1.01
@@ -178,12 +179,18 @@ def _along_steps(
     config: SearchConfig,
     texts: list[Text],
 ) -> tuple[list[TextEvidence], float]:
-    """Several local steps: search, run the steps on what was found, again, until it stays; the texts whose steps end
-    nearest to where the client's did, and how near."""
+    """Several local steps: search, take the steps anew with what was found, again, until it stays; the texts whose
+    steps end nearest to where the client's did, and how near. Texts whose own steps end farther off than texts before
+    them are seen along the path known so far."""
     nearest, judged, stalled = float("inf"), list[TextEvidence](), 0
-    thorough = False
+    thorough, path = False, None
+    name = f"{layer}.weight" if layer else "weight"
     for _ in range(MOST_ROUNDS):
-        seen, apart = seen_along_steps(model, update, features, texts, layer, precision)
+        steps = take_steps(model, update, features, texts)
+        if path is not None and steps.apart(update, name) >= nearest:
+            steps = take_steps(model, update, features, texts, path)
+        apart = steps.apart(update, name)
+        seen, path = seen_along_steps(model, update, features, texts, layer, precision, steps)
         searches = [Search(each, likely_symbols(each)) for _, each in sorted(seen.evidence({}).items())]
         for search, text in zip(searches, texts, strict=True):
             search.score([(), text])

@@ -48,6 +48,7 @@ def client_update(
     model_name: str,
     weights: str,
     each_step: Callable[[float], None] | None = None,
+    ahead_of_step: Callable[[], None] | None = None,
 ) -> ClientUpdate:
     """The update of one client; the model is left as it was.
 
@@ -59,6 +60,8 @@ def client_update(
         weights: fingerprint of the server's weights, kept in the update.
         each_step: called behind the gradient of every local step and ahead of the step itself, with the factor by
             which that gradient was clipped; what it changes of the weights it has to put back.
+        ahead_of_step: called ahead of that gradient, which is taken at the weights that it leaves behind; `each_step`
+            has to put these back, too.
 
     Raises:
         InputError: the loss or a gradient is not finite.
@@ -77,6 +80,8 @@ def client_update(
                 weight_decay=settings.weight_decay,
             )
             for _ in range(settings.local_steps):
+                if ahead_of_step is not None:
+                    ahead_of_step()
                 gradient, factor = _clipped(_gradient(model, batch, parameters), settings.clip_norm)
                 if each_step is not None:
                     each_step(factor)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from overheard.attacks.certificates.resimulation import simulate_client
 from overheard.attacks.local_steps import path
 from overheard.attacks.local_steps.layer_drift import layer_drift
-from overheard.attacks.local_steps.path import walk
+from overheard.attacks.local_steps.path import revisit, take_steps
 from overheard.attacks.output_layer import run_output_layer
 from overheard.attacks.rank import layer_matrix
 from overheard.federation.client import ClientSettings
@@ -43,12 +43,13 @@ def test_a_wrong_text_is_moved_towards_the_steps_of_the_right_one(kept: int, mon
         shares.append(share)
         moved.append(logits_of(model, features))
 
-    sent = walk(model, update, features, wrong, look)
+    steps = take_steps(model, update, features, wrong)
+    revisit(model, update, features, wrong, steps, look)
     assert shares == [1.0] * 6
     torch.testing.assert_close(moved[0], true[0], rtol=1e-5, atol=1e-5)
     # Up to the differences that the text makes beside the common way.
     assert torch.dist(moved[-1], true[-1]) < 0.5 * torch.dist(alone[-1], true[-1])
-    assert torch.dist(sent["output.weight"], update.tensors["output.weight"]) > 0
+    assert steps.apart(update, "output.weight") > 0
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 
 
@@ -67,7 +68,12 @@ def test_the_right_text_passes_the_clients_own_weights() -> None:
         moved.append(logits_of(model, features))
 
     simulate_client(model, update, features, right, each_step)
-    walk(model, update, features, right, look)
+    steps = take_steps(model, update, features, right)
+    path = revisit(model, update, features, right, steps, look)
+    assert path is not None
+    again = take_steps(model, update, features, right, path)
+    assert steps.apart(update, "output.weight") < 1e-5
+    assert again.apart(update, "output.weight") < 1e-4
     torch.testing.assert_close(moved, true, rtol=1e-4, atol=1e-4)
     assert max(factors) < 1.0
     weights = [1.875, 1.75, 1.5, 1.0]

@@ -100,13 +100,14 @@ def simulate_client(
     features: Sequence[Tensor],
     texts: Sequence[Text],
     each_step: Callable[[float], None] | None = None,
+    ahead_of_step: Callable[[], None] | None = None,
 ) -> dict[str, Tensor]:
-    """What the client would have computed; `each_step` as in `client_update`."""
+    """What the client would have computed; `each_step` and `ahead_of_step` as in `client_update`."""
     protocol = update.protocol
     settings = settings_of(protocol)
     batch = batch_for(model, features, texts)
     with _one_pass_engine(model):
-        return client_update(model, batch, settings, protocol.model, protocol.weights, each_step).tensors
+        return client_update(model, batch, settings, protocol.model, protocol.weights, each_step, ahead_of_step).tensors
 
 
 def _as_stored(shared: dict[str, Tensor], update: ClientUpdate) -> dict[str, Tensor]:

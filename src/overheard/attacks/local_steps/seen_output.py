@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from overheard.attacks.local_steps.path import walk
+from overheard.attacks.local_steps.path import Steps, Weights, revisit
 from overheard.attacks.output_layer import FrameEvidence, OutputRun, frame_evidence, run_output_layer
 from overheard.attacks.rank import layer_matrix
 from overheard.attacks.words.scored_texts import mean_occupancies
@@ -53,14 +53,24 @@ def seen_along_steps(
     texts: Sequence[Text],
     layer: str,
     precision: float,
-) -> tuple[SeenOutput, float]:
+    taken: Steps,
+) -> tuple[SeenOutput, list[Weights] | None]:
     """What a delta of several steps says, given about what was said: what the layer's moving inputs did is subtracted.
 
     The update is sum_k c_k sum_t r_tk h_tk'. With texts that are about right, sum_k c_k sum_t r_tk (h_tk - h_t)' is
     computed, h_t the mean of the inputs, and least squares on h_t then gives sum_k c_k r_tk.
 
+    Args:
+        model: the public model, with the weights that the client started from.
+        update: what the client shared.
+        features: (T_i, F) of each utterance.
+        texts: labels of each.
+        layer: the output layer's name.
+        precision: relative rounding of the update's numbers.
+        taken: steps of these, emptied on the way.
+
     Returns:
-        that, and how far the delta of the texts alone is from the observed one in the output layer, relative to it.
+        that, and the path that was passed; None where there is no room to keep it.
     """
     steps: list[tuple[float, OutputRun]] = []
 
@@ -69,7 +79,7 @@ def seen_along_steps(
         assert run is not None  # as at the start, where this layer was found
         steps.append((share, run))
 
-    sent = walk(model, update, features, texts, look)
+    path = revisit(model, update, features, texts, taken, look)
     total = sum(share for share, _ in steps)
     steps = [(share / total, run) for share, run in steps]
     gradient = layer_matrix(update, layer, model.get_submodule(layer))
@@ -86,7 +96,5 @@ def seen_along_steps(
         inputs.append(mean)
         logits.append(torch.stack([share * log_probs.exp() for share, log_probs in chain]).sum(dim=0).log())
         chains.append(tuple(chain))
-    name = f"{layer}.weight" if layer else "weight"
-    apart = float((sent[name] - update.tensors[name]).norm() / update.tensors[name].norm())
     run = OutputRun(layer, tuple(inputs), tuple(logits), True)
-    return SeenOutput(run, gradient, precision, tuple(chains)), apart
+    return SeenOutput(run, gradient, precision, tuple(chains)), path
