@@ -180,15 +180,22 @@ def _along_steps(
     texts: list[Text],
 ) -> tuple[list[TextEvidence], float]:
     """Several local steps: search, take the steps anew with what was found, again, until it stays; the texts whose
-    steps end nearest to where the client's did, and how near. Texts whose own steps end farther off than texts before
-    them are seen along the path known so far."""
+    steps end nearest to where the client's did, and how near.
+
+    Steps are a text's own, or those along the path known so far where the text's own end farther off than others' did
+    and those do not. A text that comes again is seen along that path in any case, as its own steps led back to it.
+    """
     nearest, judged, stalled = float("inf"), list[TextEvidence](), 0
+    tried: list[list[Text]] = []
     thorough, path = False, None
     name = f"{layer}.weight" if layer else "weight"
     for _ in range(MOST_ROUNDS):
-        steps = take_steps(model, update, features, texts)
-        if path is not None and steps.apart(update, name) >= nearest:
-            steps = take_steps(model, update, features, texts, path)
+        again = path is not None and texts in tried
+        steps = take_steps(model, update, features, texts, path if again else None)
+        if path and steps.apart(update, name) >= nearest:
+            along = take_steps(model, update, features, texts, path)
+            steps = min(steps, along, key=lambda each: each.apart(update, name))
+        tried.append(texts)
         apart = steps.apart(update, name)
         seen, path = seen_along_steps(model, update, features, texts, layer, precision, steps)
         searches = [Search(each, likely_symbols(each)) for _, each in sorted(seen.evidence({}).items())]
@@ -206,7 +213,7 @@ def _along_steps(
         if fresh == texts:
             if thorough or all(each.exact for each in judged):
                 break
-            thorough = True
+            thorough = again or path is None
         if stalled == PATIENCE:
             break
         texts = fresh
