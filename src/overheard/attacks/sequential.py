@@ -42,6 +42,9 @@ TOLD = 2.0
 FAR = 2
 """Windows that a first window has to have led over to be taken for the right one."""
 
+WORSE = 1.05
+"""Ratio of excesses up to which another number of frames, which windows about the lost ones fit better, is no worse on
+the whole: those that are lost leave as much with the right number."""
 MORE_STARTS = 24
 """Random frames that are tried where a decoder's own guesses of the next one fail."""
 
@@ -208,7 +211,7 @@ def _counted(found: _Utterance, size: int) -> _Utterance:
     features = again.rows[reader.layer.before : len(again.rows) - reader.layer.after]
     decoded = replace(found.decoded, features=features.double())
     refined = _refine_whole(found.edge, decoded)
-    if refined.excess >= found.refined.excess:
+    if refined.excess > WORSE * found.refined.excess:
         return replace(found, counted=False)
     once_more = recounted(reader, refined.rows, refined.left)
     certain = once_more.certain and len(once_more.rows) == len(again.rows)

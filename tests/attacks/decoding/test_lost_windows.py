@@ -1,4 +1,4 @@
-"""Frames of windows that the span does not hold are counted by those about them."""
+"""Windows that the span does not hold: those about them count their frames, and no end comes before most windows."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from builders import batch_of, small_deepspeech1
+from overheard.attacks.decoding.frame_decoding import decode_frames
 from overheard.attacks.decoding.layer_reader import LayerReader, step_equations
 from overheard.attacks.decoding.lost_windows import recounted
 from overheard.attacks.pointwise import find_pointwise_layer
@@ -51,3 +52,12 @@ def test_a_run_as_long_as_a_window_leaves_the_count_open() -> None:
     reader, rows = reader_of(lacking=5)
     fit = reader.polished(rows, (2, len(rows) - 2), ended=True)
     assert not recounted(reader, fit.rows, fit.left).certain
+
+
+@pytest.mark.parametrize(("num_windows", "whole"), [(FRAMES, True), (2 * FRAMES, False)])
+def test_an_end_before_most_windows_came_is_none(num_windows: int, whole: bool) -> None:
+    reader, rows = reader_of(lacking=0)
+    first = rows[2:5].float()
+    found = decode_frames(reader, first, 3 * FRAMES, lambda: [rows.mean(dim=0, keepdim=True).float()], num_windows)
+    assert len(found.features) >= FRAMES
+    assert found.complete is whole

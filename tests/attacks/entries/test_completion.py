@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from overheard.attacks.entries.completion import complete, core, excess_over_any, least_squares_by_row
+from overheard.attacks.entries.completion import complete, core, excess_over_any
+from overheard.attacks.entries.row_least_squares import least_squares_by_row
 
 
 def low_rank(rows: int, columns: int, rank: int, decay: float = 2.0) -> Tensor:
@@ -44,6 +45,18 @@ def test_directions_too_many_are_taken_back() -> None:
     found = complete(matrix * mask, mask, torch.Generator().manual_seed(0))
     assert found is not None
     assert found.rank == 28
+
+
+def test_weak_directions_come_back_from_behind_missing_entries() -> None:
+    """What 26 directions leave of these 33 and what entries hide are alike in size."""
+    matrix = low_rank(260, 220, 33, decay=4.0)
+    mask = masks(matrix)["random"]
+    found = complete(matrix * mask, mask, torch.Generator().manual_seed(0))
+    assert found is not None
+    assert found.rank == 33
+    rows = matrix[:, found.columns] / found.scales
+    outside = rows - (rows @ found.basis.T) @ found.basis
+    assert float(outside.norm()) < 1e-9 * float(rows.norm())
 
 
 def test_no_rank_is_made_up() -> None:

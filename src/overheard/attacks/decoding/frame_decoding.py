@@ -44,6 +44,11 @@ LEAP_STEPS = 8
 """The same behind a leap, whose frames may be far off."""
 MISCOUNTED = 2
 """Windows by which the rank may be off."""
+TELLS_NOTHING = 5e-3
+"""Residual expected of a window's rounding, relative to the inputs, from which on hardly any frame is a wrong one."""
+MOST_UNTOLD = 2
+"""Lengths of a window, all windows of which tell nothing, behind which to give up: no window has told the frames in the
+middle, and what follows is made up."""
 OLDER_STARTS = 8
 """Frames already decoded that are tried as a start where the last one fails."""
 
@@ -89,13 +94,16 @@ def decode_frames(
     padding = layer.after - stride * (1 + reader.unseen) + 1
     repeats, refits, fitted = 0, 0, len(rows)
     ways, leapt = _Ways(), -LEAP_EVERY
+    told, made_up, missing = len(rows), False, 0
     while (position := (len(rows) - layer.window) // stride + 1) < longest:
+        if made_up := len(rows) - told > MOST_UNTOLD * layer.window:
+            break
         if padding > 0 and len(rows) > layer.before + padding and is_zero(rows[-padding:], rows):
             missing = 0 if num_windows is None else num_windows - (position - max(0, repeats - 1))
             if missing <= MISCOUNTED or not ways.go_back():
                 break
             rows, repeats = rows[: ways.place], repeats - 1
-            fitted = min(fitted, len(rows))
+            fitted, told = min(fitted, len(rows)), len(rows)
             continue
         fit_from = reader.newest(rows, stride)
         filled = reader.hides_repeats and position > 1
@@ -120,12 +128,15 @@ def decode_frames(
         if fit is not None:
             repeats += filled
             rows = torch.cat([rows, fit.unknowns.view(stride, features)])
+            told = len(rows) if filled or fit.expected <= TELLS_NOTHING * fit.size else told
         drifts = fit is not None and fit.residual > DRIFT * fit.expected and len(rows) - fitted >= layer.window
         # Alone, a window that tells little would hand on more and more wrong frames.
         if fit is None or drifts or fit.expected > WEAK * fit.size:
             rows, _ = _fit_last(reader, rows, fitted)
             fitted, refits = len(rows), refits + 1
-    end = _end(reader, rows) if layer.after else None
+    # A leap may have landed on later windows, which are in the span, too.
+    ended = layer.after > 0 and not made_up and missing <= MISCOUNTED + layer.window
+    end = _end(reader, rows) if ended else None
     decoded = rows[layer.before :] if end is None else end[layer.before : len(end) - layer.after]
     return DecodedFrames(decoded.double(), end is not None, repeats, refits)
 

@@ -6,20 +6,21 @@ grows from a few: strong directions first, so that what the entries hide of them
 directions are missing they act as noise, and each direction is shrunk as noise of that size asks for (ridge, as in
 probabilistic principal components); the shrinking fades as the rest does.
 
-Nobody sets the rank. Below it, what is left unexplained has a direction nearly as strong as the weakest one found; at
-the rank it falls to rounding, in which no direction stands out, and further directions find nothing. The margin is the
-ratio of the weakest singular value to the largest of the rest.
+Nobody sets the rank. Below it, what is left unexplained has a direction nearly as strong as the weakest one found; from
+the rank on it falls to rounding (`wiberg`), in which no direction stands out. The margin is the ratio of the weakest
+singular value to the largest of the rest. More directions than there are explain what is known, too: one of them may be
+a single column, which is then explained where it is known and wrong elsewhere. So the fewest that do are sought.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-ROWS_AT_ONCE = 256
-TRACE = 1e-12
-"""Of the identity, in normal equations: a row of hardly more entries than directions may leave them singular."""
+from overheard.attacks.entries.row_least_squares import least_squares_by_row
+from overheard.attacks.entries.wiberg import wiberg
+
 CLEAR_MARGIN = 10.0
 """From which on the rank is believed; speech leaves no such gap among its own singular values."""
 ENTRIES_PER_DIRECTION = 1.15
@@ -28,11 +29,14 @@ FIRST_RANK = 4
 GROWTH = 1.3
 FALLING = 0.85
 """Ratio of squared residuals of one sweep to the next up to which sweeps go on."""
-SWEEPS, FINAL_SWEEPS = 30, 60
+SWEEPS = 20
+FELL = 0.1
+"""Ratio of squared residuals of one rank to the next up to which the rank may be there: speech's own singular values
+fall by less on most of their way."""
 CERTAIN_MARGIN = 100.0
-"""From which on sweeps end whatever is left; below it they end where no direction stands out of the rest."""
-STILL_FALLING = 0.98
-"""The same at the rank, where the rest is to reach rounding."""
+"""From which on a rank is believed whatever is left; below it where no direction stands out of the rest."""
+OF_ITS_OWN = 0.5
+"""Share of a row or column that lies in the directions found from which on one of them may be for it alone."""
 WHITE = 1.5
 """Ratio of the rest's largest singular value to that of independent noise of its size up to which it is noise."""
 
@@ -77,8 +81,8 @@ def complete(
         matrix: float64, 0 where it is not known.
         mask: where it is.
         generator: of the first guesses of directions.
-        rank: where it is known; the completion then has it, whether or not sweeps have converged.
-        certain: margin from which on sweeps end; infinite for what rounding leaves.
+        rank: where it is known; the completion then has it.
+        certain: margin from which on a rank is believed; infinite for what rounding leaves.
     """
     present = mask.to(matrix)
     columns = _root_mean_square(matrix, present, 0)
@@ -86,51 +90,22 @@ def complete(
     scaled = scaled / _root_mean_square(scaled, present, 1)
     most = rank or min(matrix.shape)
     state = _first(scaled, present, min(FIRST_RANK, most), generator)
-    least = 1
+    least, before = 1, 1.0
     while state is not None:
-        state, told = _swept(state, scaled, present, Sweeps(SWEEPS, FALLING, least, CLEAR_MARGIN), generator)
-        if rank is None and told.margin >= CLEAR_MARGIN:
-            fewest = _fewest(state.cut(told.rank), least, scaled, present, generator)
-            sweeps = Sweeps(FINAL_SWEEPS, STILL_FALLING, fewest.rank, certain)
-            final, told = _swept(fewest, scaled, present, sweeps, generator)
+        low = 0.0 if rank is not None else FELL * before
+        state, told = _swept(state, scaled, present, least, low, generator)
+        if rank is None and (told.margin >= CLEAR_MARGIN or state.square <= low):
+            enough = state.cut(told.rank) if told.margin >= CLEAR_MARGIN else state
+            final = _fewest(enough, least, scaled, present, generator)
+            told = final.told_rank(final.rank, generator)
             if told.margin >= certain or (told.margin >= CLEAR_MARGIN and final.is_noise(generator)):
                 return final.completion(columns, told.margin)
+            state = final if final.rank == state.rank else state
         if state.rank >= most:
-            return None if rank is None else state.completion(columns, told.margin)
-        least = state.rank + 1
+            return None if rank is None else _exact(state, scaled, present).completion(columns, told.margin)
+        least, before = state.rank + 1, state.square
         state = _grown(state, present, min(most, max(state.rank + 2, int(GROWTH * state.rank))), generator)
     return None
-
-
-def least_squares_by_row(
-    matrix: Float[Tensor, "R C"],
-    mask: Float[Tensor, "R C"] | Bool[Tensor, "R C"],
-    basis: Float[Tensor, "r C"],
-    ridge: Float[Tensor, " r"] | None = None,
-) -> tuple[Float[Tensor, "R r"], Float[Tensor, "R r r"]]:
-    """Coefficients with which orthonormal rows explain each row where it is known; Cholesky factors of the equations.
-
-    Args:
-        matrix: 0 where it is not known.
-        mask: where it is.
-        basis: the rows.
-        ridge: added to the diagonal of each row's normal equations.
-    """
-    low, high = torch.tril_indices(len(basis), len(basis))
-    products = (basis[low] * basis[high]).T  # (C, r (r + 1) / 2): half of every outer product
-    right = matrix @ basis.T
-    found, factors = [], []
-    for start in range(0, len(matrix), ROWS_AT_ONCE):
-        sums = mask[start : start + ROWS_AT_ONCE].to(products) @ products
-        normal = sums.new_zeros(len(sums), len(basis), len(basis))
-        normal[:, low, high] = sums
-        normal[:, high, low] = sums
-        diagonal = normal.diagonal(dim1=1, dim2=2)
-        diagonal += TRACE * diagonal.mean(dim=1, keepdim=True) + (0.0 if ridge is None else ridge)
-        factor = torch.linalg.cholesky_ex(normal)[0]
-        found.append(torch.cholesky_solve(right[start : start + ROWS_AT_ONCE, :, None], factor)[:, :, 0])
-        factors.append(factor)
-    return torch.cat(found), torch.cat(factors)
 
 
 def excess_over_any(
@@ -163,23 +138,6 @@ def excess_over_any(
         left, _ = least_squares_by_row(part, known, inner)
     best = float(((part - left @ inner) * known).square().sum()) / (count - freedom)
     return given / max(best, torch.finfo(matrix.dtype).tiny)
-
-
-@dataclass(frozen=True)
-class Sweeps:
-    """When to stop: at most so many, when the rest falls no more, or when the rank shows.
-
-    Attributes:
-        most: sweeps.
-        falling: ratio of squared residuals of one to the next up to which they go on.
-        least: rank that is already known to be too low, and one more.
-        margin: from which on the rank shows.
-    """
-
-    most: int
-    falling: float
-    least: int
-    margin: float
 
 
 @dataclass(frozen=True)
@@ -220,6 +178,25 @@ class _State:
 
     def _strongest_left(self, generator: torch.Generator) -> float:
         return float(_strongest(self.rest, 1, generator)[1][0])
+
+    def part(self, matrix: Float[Tensor, "R C"]) -> Float[Tensor, "S K"]:
+        """The rows and columns that take part."""
+        return matrix[self.rows][:, self.columns]
+
+    def explained(
+        self,
+        outer: Float[Tensor, "S r"],
+        values: Float[Tensor, " r"],
+        basis: Float[Tensor, "r K"],
+        matrix: Float[Tensor, "S K"],
+        known: Float[Tensor, "S K"],
+    ) -> "_State":
+        """The same rows and columns with directions of these singular vectors and values."""
+        rest = (matrix - (outer * values) @ basis) * known
+        count, (height, width) = float(known.sum()), matrix.shape
+        spare = max(count - len(basis) * (height + width - len(basis)), count / 10)
+        square = max(float(rest.square().sum()) / spare, torch.finfo(matrix.dtype).tiny)
+        return _State(self.rows, self.columns, basis, values, rest, square)
 
     def cut(self, rank: int) -> "_State":
         return _State(self.rows, self.columns, self.basis[:rank], self.values[:rank], self.rest, self.square)
@@ -279,44 +256,70 @@ def _grown(state: _State, present: Tensor, rank: int, generator: torch.Generator
 
 
 def _fewest(state: _State, least: int, scaled: Tensor, present: Tensor, generator: torch.Generator) -> _State:
-    """The fewest directions, from `least` on, of which the rank shows: one fewer first, which most often is too few.
-
-    More than there are explain what is known as well, and those that are too many fade within thousands of sweeps only.
-    """
-    tried = state.rank - 1
-    while tried >= least:
-        sweeps = Sweeps(SWEEPS, STILL_FALLING, tried, CLEAR_MARGIN)
-        fewer, told = _swept(state.cut(tried), scaled, present, sweeps, generator)
-        if told.margin >= CLEAR_MARGIN:
-            state = fewer
+    """The fewest directions, from `least` on, of which the rank shows; as many as there are where it shows for none."""
+    state = _exact(state, scaled, present)
+    told = state.told_rank(least, generator)
+    if told.margin >= CLEAR_MARGIN:
+        state = state.cut(told.rank)
+    fewer = _shared(state, least, scaled, present)
+    if fewer is None and told.margin < CLEAR_MARGIN:
+        return state
+    fewer = fewer or state.cut(state.rank - 1)
+    while least <= fewer.rank < state.rank:
+        exact = _exact(fewer, scaled, present)
+        if exact.told_rank(exact.rank, generator).margin >= CLEAR_MARGIN:
+            state, fewer = exact, exact.cut(exact.rank - 1)
         else:
-            least = tried + 1
-        tried = (least + state.rank) // 2 if state.rank > least else least - 1
+            least = fewer.rank + 1
+            fewer = state.cut((least + state.rank) // 2)
     return state
 
 
+def _exact(state: _State, scaled: Tensor, present: Tensor) -> _State:
+    """As many directions, which explain what is known as well as any near them."""
+    matrix, known = state.part(scaled), state.part(present)
+    left, basis = wiberg(matrix, known, state.basis)
+    outer, values, turn = torch.linalg.svd(left, full_matrices=False)
+    return state.explained(outer, values, turn @ basis, matrix, known)
+
+
+def _shared(state: _State, least: int, scaled: Tensor, present: Tensor) -> _State | None:
+    """Fewer directions, `least` at least: those that are for more than one row or column; None where all may be."""
+    matrix, known = state.part(scaled), state.part(present)
+    left, _ = least_squares_by_row(matrix, known, state.basis)
+    outer, values, turn = torch.linalg.svd(left, full_matrices=False)
+    rows = outer.square().sum(dim=1) < OF_ITS_OWN
+    columns = (turn @ state.basis).square().sum(dim=0) < OF_ITS_OWN
+    inner, sizes, _ = torch.linalg.svd((outer * values)[rows] @ (turn @ state.basis)[:, columns], full_matrices=False)
+    margins = (sizes[:-1] / sizes[1:].clamp(min=torch.finfo(sizes.dtype).tiny))[least - 1 : state.rank - 1]
+    if not len(margins) or float(margins.max()) < CLEAR_MARGIN:
+        return None
+    rank = int(margins.argmax()) + least
+    turned, known_turned = matrix[rows].T.contiguous(), known[rows].T.contiguous()
+    shared, _ = least_squares_by_row(turned, known_turned, inner[:, :rank].T.contiguous())
+    return replace(state.cut(rank), basis=torch.linalg.qr(shared).Q.T.contiguous())
+
+
 def _swept(
-    state: _State, scaled: Tensor, present: Tensor, sweeps: Sweeps, generator: torch.Generator
+    state: _State, scaled: Tensor, present: Tensor, least: int, low: float, generator: torch.Generator
 ) -> tuple[_State, _Told]:
-    """Alternate least squares of rows and columns."""
-    matrix, known = scaled[state.rows][:, state.columns], present[state.rows][:, state.columns]
+    """Alternate least squares of rows and columns, until a rank shows, or what is left is so low or falls no more."""
+    matrix, known = state.part(scaled), state.part(present)
     turned, known_turned = matrix.T.contiguous(), known.T.contiguous()
-    count, (height, width) = float(known.sum()), matrix.shape
-    freedom = state.rank * (height + width - state.rank)
+    height, width = matrix.shape
     tiny = torch.finfo(matrix.dtype).tiny
     before, told = None, _Told(state.rank, 1.0)
-    for _ in range(sweeps.most):
+    for _ in range(SWEEPS):
         noise = state.square / state.values.square().clamp(min=tiny)
         left, _ = least_squares_by_row(matrix, known, state.basis, noise * height)
         outer, sizes, _ = torch.linalg.svd(left, full_matrices=False)
         noise = state.square / sizes.square().clamp(min=tiny)
         right, _ = least_squares_by_row(turned, known_turned, outer.T.contiguous(), noise * width)
         inner, values, basis = torch.linalg.svd(right.T, full_matrices=False)
-        rest = (matrix - (outer @ (inner * values)) @ basis) * known
-        square = max(float(rest.square().sum()) / max(count - freedom, count / 10), tiny)
-        state = _State(state.rows, state.columns, basis, values, rest, square)
-        told = state.told_rank(min(sweeps.least, state.rank), generator)
-        if told.margin >= sweeps.margin or (before is not None and square > sweeps.falling * before):
+        state = state.explained(outer @ inner, values, basis, matrix, known)
+        told = state.told_rank(min(least, state.rank), generator)
+        settled = before is not None and state.square > FALLING * before
+        if told.margin >= CLEAR_MARGIN or state.square <= low or settled:
             break
-        before = square
+        before = state.square
     return state, told

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from overheard.attacks.entries.completion import least_squares_by_row
+from overheard.attacks.entries.row_least_squares import least_squares_by_row
 from overheard.attacks.noise.layer_fits import NoisyLayer
 
 
