@@ -115,9 +115,12 @@ def _rounded_to_zero(tensor: Tensor, weights: Tensor, subtracted: bool) -> float
 def complete_block(
     entries: SentEntries, generator: torch.Generator, rank: int | None = None, certain: float = CERTAIN_MARGIN
 ) -> Completion | None:
-    """Completion of the part of which most was sent; its columns are those of the layer."""
+    """Completion of the part of which most was sent, or of all where the rank is known; columns are those of the layer.
+
+    The first layer, whose rank the one behind tells, is narrow: its rows have few entries more than directions.
+    """
     block, size = entries, 1.0
-    for _ in range(2):
+    for _ in range(2 if rank is None else 0):
         block = entries.densest(int(BLOCK_ROWS * size), int(BLOCK_COLUMNS * size))
         size = 1 / max(block.share, 1e-2)
     found = complete(block.matrix, block.mask, generator, rank, certain)
