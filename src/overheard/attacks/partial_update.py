@@ -8,6 +8,7 @@ gives a first guess; where the first layer is too sparse for one, the sequential
 From there the features of greatest likelihood over the entries that were sent (`masked_fit`) come out to rounding.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +32,10 @@ from overheard.attacks.spans.span_equations import normal_equations
 from overheard.attacks.windows import WindowedLayer
 
 MOST_ROWS, MOST_BEHIND = 700, 250
-"""Rows of either layer that the features are fitted to: many more equations than unknowns."""
+"""Rows of either layer that the features are fitted to: many more equations than unknowns; of the layer behind more
+where so many do not tell whether the features are right."""
+TELLING = 1.3
+"""Entries for each number that directions and rows of any inputs are free to take, from which on they tell that."""
 SPARE_ENTRIES = 5
 """That a row has beyond the number of windows to take part."""
 MOST_EXCESS = 20.0
@@ -171,7 +175,7 @@ def _layers(first: SentEntries, second: _Behind | None, rank: int, windowed: Win
         matrix = matrix / _sizes(matrix, mask, 1)[:, None]
         found[first.name] = NoisyLayer(matrix, len(matrix), True, scales, mask=mask)
     if second is not None:
-        some = second.entries.with_more_than(rank + SPARE_ENTRIES - 1, MOST_BEHIND)
+        some = second.entries.with_more_than(rank + SPARE_ENTRIES - 1, max(MOST_BEHIND, _telling(second.entries, rank)))
         units = some.columns[some.columns < len(second.layer.weight)]
         if len(some.matrix):
             matrix = some.matrix / _sizes(some.matrix, some.mask, 1)[:, None]
@@ -181,6 +185,13 @@ def _layers(first: SentEntries, second: _Behind | None, rank: int, windowed: Win
                 at_units(second.layer.activation, units, len(second.layer.weight)), some.mask,
             )  # fmt: skip
     return found
+
+
+def _telling(entries: SentEntries, rank: int) -> int:
+    """Rows whose entries are more than the numbers that so many directions and their coefficients are free to take."""
+    width = entries.mask.shape[1]
+    spare = entries.share * width - TELLING * rank
+    return math.ceil(TELLING * rank * (width - rank) / spare) if spare > 0 else 0
 
 
 def _sizes(matrix: Tensor, mask: Tensor, dim: int) -> Tensor:
