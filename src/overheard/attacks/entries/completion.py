@@ -259,8 +259,8 @@ def _fewest(state: _State, least: int, scaled: Tensor, present: Tensor, generato
     """The fewest directions, from `least` on, of which the rank shows; as many as there are where it shows for none."""
     state = _exact(state, scaled, present)
     told = state.told_rank(least, generator)
-    if told.margin >= CLEAR_MARGIN:
-        state = state.cut(told.rank)
+    if told.margin >= CLEAR_MARGIN and told.rank < state.rank:
+        state = _exact(state.cut(told.rank), scaled, present)
     fewer = _shared(state, least, scaled, present)
     if fewer is None and told.margin < CLEAR_MARGIN:
         return state
