@@ -268,7 +268,8 @@ def _fewest(state: _State, least: int, scaled: Tensor, present: Tensor, generato
     while least <= fewer.rank < state.rank:
         exact = _exact(fewer, scaled, present)
         if exact.told_rank(exact.rank, generator).margin >= CLEAR_MARGIN:
-            state, fewer = exact, exact.cut(exact.rank - 1)
+            state = exact
+            fewer = _shared(state, least, scaled, present) or state.cut(state.rank - 1)
         else:
             least = fewer.rank + 1
             fewer = state.cut((least + state.rank) // 2)
