@@ -67,6 +67,15 @@ def test_no_rank_is_made_up() -> None:
     assert complete(full * 0, full != full, torch.Generator().manual_seed(0)) is None
 
 
+@pytest.mark.parametrize(("size", "rank", "decay", "share"), [(400, 34, 2.0, 0.25), (500, 40, 2.5, 0.2)])
+def test_few_entries_make_no_rank(size: int, rank: int, decay: float, share: float) -> None:
+    """A missing direction shows in what is left by the share of its entries that is known only."""
+    matrix = low_rank(size, size - 50, rank, decay)
+    mask = torch.rand(matrix.shape, generator=torch.Generator().manual_seed(0)) < share
+    found = complete(matrix * mask, mask, torch.Generator().manual_seed(0))
+    assert found is None or found.rank == rank
+
+
 def test_a_known_rank_is_kept() -> None:
     matrix = low_rank(120, 100, 12)
     mask = masks(matrix)["random"]

@@ -174,10 +174,15 @@ class _State:
     def is_noise(self, generator: torch.Generator) -> bool:
         """Whether no direction stands out of the rest."""
         edge = self.square**0.5 * (len(self.rest) ** 0.5 + self.rest.shape[1] ** 0.5)
-        return self._strongest_left(generator) <= WHITE * edge
+        return self._strongest_left(generator) <= WHITE * edge / self._share**0.5
 
     def _strongest_left(self, generator: torch.Generator) -> float:
-        return float(_strongest(self.rest, 1, generator)[1][0])
+        """Singular value of a direction that is missing, of which only a share of the entries is in the rest."""
+        return float(_strongest(self.rest, 1, generator)[1][0]) / self._share
+
+    @property
+    def _share(self) -> float:
+        return max(float((self.rest != 0).double().mean()), torch.finfo(torch.float64).tiny)
 
     def part(self, matrix: Float[Tensor, "R C"]) -> Float[Tensor, "S K"]:
         """The rows and columns that take part."""
